@@ -1,0 +1,38 @@
+# `make demo` and `make test` are all a newcomer needs; both first make .venv, which takes Python 3.11 or newer.
+# Packages come from pip's usual index. Where it offers torch with CUDA libraries only (2 GB more to fetch), a machine
+# without a GPU gets the small build by: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test lint types clean
+
+demo: $(INSTALLED)
+	$(BIN)/python -m parrot_dist.local.demo $(ARGS)
+
+test: lint types
+	$(BIN)/pytest $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+# make bench-scan, make bench-sinkhorn: measurements, not tests.
+bench-%: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/bench_$*.py $(ARGS)
+
+# torch by itself first: once a build is there, the rest is resolved around it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer, not " + sys.version)'
+	@echo "making .venv; this takes a few minutes once"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[test]"
+	touch $@
+
+# Also the demo's shards, runs and reports.
+clean:
+	rm -rf .venv .demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

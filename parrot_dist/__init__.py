@@ -1,0 +1,1 @@
+"""PARROT: distributed training of speech emotion recognition with a Mamba and an attention encoder."""

@@ -1,0 +1,29 @@
+"""The one exception for mistakes that the person at the keyboard can mend."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from signal import SIGINT
+
+
+class UserError(Exception):
+    """What is wrong, where, and what to do: shown as it stands, without a traceback, exit code 2."""
+
+
+def exits_cleanly(main: Callable[[], int]) -> Callable[[], int]:
+    """Decorate an entry point: a `UserError` becomes one message on stderr and exit code 2, Ctrl-C exit code 130."""
+
+    @wraps(main)
+    def run() -> int:
+        try:
+            return main()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 128 + SIGINT
+
+    return run

@@ -1,0 +1,174 @@
+"""Every file this project touches: `s3://`, `file://` and plain paths, through one maker of filesystems.
+
+The endpoint and the credentials come from the usual AWS chain (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`,
+`AWS_SHARED_CREDENTIALS_FILE`, roles) and from nowhere else, so they can never end up in a configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from parrot_dist.errors import UserError
+
+# s3fs retries 5xx, throttling and broken connections itself; adaptive mode would also throttle a healthy client.
+S3_OPTIONS: dict[str, Any] = {
+    "config_kwargs": {"retries": {"max_attempts": 8, "mode": "standard"}, "connect_timeout": 5, "read_timeout": 30},
+    "use_listings_cache": False,
+    "default_block_size": 16 * 2**20,
+}
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem that serves `url`, and the path of `url` in it.
+
+    Build it lazily in the process that uses it: an S3 client does not survive a fork (s3fs#914).
+    """
+    protocol, _, rest = url.partition("://")
+    if not rest:
+        return fsspec.filesystem("file"), str(Path(url).expanduser().absolute())
+    if protocol == "file":
+        return fsspec.filesystem("file"), rest
+    if protocol == "s3":
+        return fsspec.filesystem("s3", **S3_OPTIONS), rest.rstrip("/")
+    raise UserError(f"{url}: storage is s3://, file:// or a plain path, not {protocol}://")
+
+
+def join(url: str, *parts: str) -> str:
+    """`url` with `parts` below it, `/` between them."""
+    return posixpath.join(url.rstrip("/") if url != "/" else url, *parts)
+
+
+def read_bytes(url: str, start: int | None = None, end: int | None = None) -> bytes:
+    """The bytes of the object at `url`, or its half-open range [start, end).
+
+    Raises:
+        UserError: there is no such object, or the store refuses access.
+        OSError: the range came back short (a truncated object), or the store failed for good.
+    """
+    fs, path = filesystem(url)
+    with explained(url):
+        data: bytes = fs.cat_file(path, start=start, end=end)
+    if start is not None and end is not None and len(data) != end - start:
+        raise OSError(f"{url}: bytes {start} to {end} came back as {len(data)} bytes; the object is too short")
+    return data
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Put `data` at `url` in one step: readers see the old object or the new one, never a part."""
+    fs, path = filesystem(url)
+    with explained(url):
+        if "file" not in fs.protocol:
+            fs.pipe_file(path, data)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        partial.write_bytes(data)
+        partial.replace(target)
+
+
+def list_files(url: str) -> dict[str, int]:
+    """Name relative to `url` -> size in bytes, of every object below `url`, sorted by name; empty if there is none."""
+    fs, path = filesystem(url)
+    with explained(url):
+        try:
+            found = fs.find(path, detail=True)
+        except FileNotFoundError:
+            return {}
+    return {posixpath.relpath(name, path): int(info["size"] or 0) for name, info in sorted(found.items())}
+
+
+def exists(url: str) -> bool:
+    """Whether an object, or anything below it, is at `url`."""
+    fs, path = filesystem(url)
+    with explained(url):
+        return bool(fs.exists(path))
+
+
+def delete(url: str) -> None:
+    """Remove the object or the whole tree at `url`; silent if there is none."""
+    fs, path = filesystem(url)
+    with explained(url):
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+
+
+def check_writable(url: str) -> None:
+    """Write, read back and delete a small object below `url`, so that a run fails before it starts and not after.
+
+    Raises:
+        UserError: one of the three did not work; says which store and why.
+    """
+    probe = join(url, f".probe-{uuid.uuid4().hex}")
+    write_bytes(probe, b"parrot")
+    same = read_bytes(probe) == b"parrot"
+    delete(probe)
+    if not same:
+        raise UserError(f"{url}: an object written there does not read back as it was written")
+
+
+def local_copy(url: str) -> Path:
+    """A local path with the content of the file or folder at `url`; a local `url` is returned as it is.
+
+    Remote content is kept in the temporary directory under a name made from the objects' names, sizes and
+    entity tags, so the ranks of a node download it once and a changed object is never mistaken for the old one.
+    """
+    fs, path = filesystem(url)
+    if "file" in fs.protocol:
+        return Path(path)
+    with explained(url):
+        found = fs.find(path, detail=True)
+        if not found:
+            raise UserError(f"{url}: there is nothing at this place")
+        state = "\n".join(f"{name} {info['size']} {info.get('ETag')}" for name, info in sorted(found.items()))
+        root = Path(tempfile.gettempdir()) / f"parrot-dist-{os.getuid()}"
+        target = root / hashlib.sha256(state.encode()).hexdigest()[:24]
+        if not target.exists():
+            root.mkdir(mode=0o700, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(dir=root))
+            for name in found:
+                place = partial / posixpath.relpath(name, posixpath.dirname(path))
+                place.parent.mkdir(parents=True, exist_ok=True)
+                fs.get_file(name, str(place))
+            try:
+                partial.rename(target)
+            except OSError:  # another rank was faster; its copy has the same content
+                shutil.rmtree(partial)
+    return target / posixpath.basename(path)
+
+
+@contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Turn the storage errors a person can mend (place, credentials, address) into `UserError`."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{url}: there is no such bucket or object; check the name") from error
+    except PermissionError as error:
+        raise UserError(
+            f"{url}: access refused ({_reason(error)}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_PROFILE"
+        ) from error
+    except Exception as error:
+        kind = type(error).__name__
+        if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+            raise UserError(f"{url}: no usable AWS credentials ({_reason(error)})") from error
+        if kind in ("EndpointConnectionError", "ConnectTimeoutError"):
+            raise UserError(
+                f"{url}: the object store does not answer ({_reason(error)}); check AWS_ENDPOINT_URL"
+            ) from error
+        raise
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
