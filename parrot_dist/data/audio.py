@@ -1,0 +1,71 @@
+"""Audio files in, mono float32 waveforms at 16 kHz out."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from parrot_dist import storage
+from parrot_dist.errors import UserError
+
+SAMPLE_RATE = 16000
+MAX_SAMPLES = 3600 * SAMPLE_RATE  # an hour; a small file that claims more is damaged or a decompression bomb
+
+Waveform = npt.NDArray[np.float32]
+
+
+def decode(data: bytes) -> Waveform:
+    """The waveform (N,) in the bytes of an audio file: FLAC, WAV or whatever else libsndfile reads.
+
+    Channels are averaged; other rates than 16 kHz are resampled; the amplitude is left as it is.
+
+    Raises:
+        ValueError: no audio, empty, over an hour (also when only its header says so), or not finite.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            rate = int(file.samplerate)
+            longest = max(file.frames * file.channels, file.frames * SAMPLE_RATE // rate)
+            if longest > MAX_SAMPLES:
+                raise ValueError(f"{file.frames} frames of {file.channels} channels at {rate} Hz are over an hour")
+            frames = file.read(dtype="float32", always_2d=True)
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"not a readable audio file ({error})") from error
+    waveform: Waveform = frames.mean(axis=1, dtype=np.float32)
+    if rate != SAMPLE_RATE:
+        waveform = soxr.resample(waveform, rate, SAMPLE_RATE)
+    if not len(waveform):
+        raise ValueError("the audio is empty")
+    if not np.isfinite(waveform).all():
+        raise ValueError("the audio holds values that are not finite")
+    return waveform
+
+
+def load(url: str) -> Waveform:
+    """The waveform (N,) of the audio file at a path or URL, see `decode`.
+
+    Raises:
+        UserError: there is no such file, or it is no usable audio; names the file.
+    """
+    try:
+        return decode(storage.read_bytes(url))
+    except (ValueError, IsADirectoryError) as error:
+        raise UserError(f"{url}: {error}") from error
+
+
+def peak_normalise(waveform: Waveform) -> Waveform:
+    """`waveform` scaled so that its largest magnitude is 1 (the paper's preparation); silence stays silence."""
+    peak = np.abs(waveform).max(initial=0.0)
+    return waveform / peak if peak > 0 else waveform
+
+
+def encode_flac(waveform: Waveform) -> bytes:
+    """`waveform` (N,) at 16 kHz as 16-bit FLAC; the same samples give the same bytes."""
+    pcm = np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
+    file = io.BytesIO()
+    soundfile.write(file, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return file.getvalue()

@@ -1,0 +1,107 @@
+"""One configuration: every mistake is found at once and named (contract 1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from parrot_dist import config
+from parrot_dist.errors import UserError
+
+MINIMAL = [
+    "name=test",
+    "output=out",
+    "data.shards=corpus",
+    "data.classes=[anger,joy]",
+    "encoders.mamba.source=ssam:a",
+    "encoders.attention.source=hf:b",
+]
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PARROT_SHARDS", raising=False)
+    monkeypatch.delenv("PARROT_OUTPUT", raising=False)
+
+
+def faults(*words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        config.load(None, [*MINIMAL, *words])
+    return str(caught.value)
+
+
+def test_defaults_are_the_papers() -> None:
+    settings = config.load(None, MINIMAL)
+    assert (settings.fusion.epsilon, settings.fusion.iterations, settings.fusion.dropout) == (0.05, 50, 0.3)
+    assert (settings.optim.batch_size, settings.optim.lr, settings.optim.epochs) == (32, 1e-3, 50)
+
+
+def test_words_win_over_the_file_and_the_file_over_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("output: from-file\noptim: {epochs: 3, lr: 0.5}\n")
+    monkeypatch.setenv("PARROT_OUTPUT", "from-environment")
+    monkeypatch.setenv("PARROT_SHARDS", "shards-from-environment")
+    words = [word for word in MINIMAL if not word.startswith(("output", "data.shards"))]
+    settings = config.load(str(file), [*words, "optim.lr=0.25"])
+    assert (settings.output, settings.data.shards) == ("from-file", "shards-from-environment")
+    assert (settings.optim.epochs, settings.optim.lr) == (3, 0.25)
+
+
+def test_all_mistakes_are_named_at_once_with_the_nearest_right_name() -> None:
+    text = faults("optim.batchsize=8", "fuson.name=ot", "optim.epochs=many", "encoders.mamba.lr=fast")
+    assert "optim.batchsize: there is no such setting; did you mean optim.batch_size?" in text
+    assert "fuson.name: there is no such setting; did you mean fusion.name?" in text
+    assert "optim.epochs: Value 'many'" in text
+    assert "encoders.mamba.lr: Value 'fast'" in text
+
+
+@pytest.mark.parametrize(
+    ("word", "complaint"),
+    [
+        ("fusion.name=parot", "fusion.name: must be one of parrot"),
+        ("optim.batch_size=33", "optim.batch_size: must be a multiple of data.lanes"),
+        ("scale.num_workers=17", "scale.num_workers: must be between 1 and data.lanes"),
+        ("optim.precision=fp16", "fp16 needs scale.use_gpu"),
+        ("data.split.fold=5", "data.split.fold: must be below data.split.folds"),
+        ("data.classes=[a,a]", "data.classes: names an emotion twice"),
+        ("data=3", "data: there is no such setting"),
+        ("name=a/b", "name: must be a plain name"),
+    ],
+)
+def test_contradictions(word: str, complaint: str) -> None:
+    assert complaint in faults(word)
+
+
+def test_what_is_missing_is_named_with_its_environment_variable() -> None:
+    with pytest.raises(UserError) as caught:
+        config.load(None, [])
+    assert "output: must be given (or PARROT_OUTPUT)" in str(caught.value)
+    assert "encoders.mamba.source: must be given" in str(caught.value)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("a: [")
+    for name, complaint in (("none.yaml", "no such configuration file"), ("broken.yaml", "not readable as YAML")):
+        with pytest.raises(UserError, match=complaint):
+            config.load(str(tmp_path / name), [])
+
+
+def test_a_configuration_survives_its_file() -> None:
+    settings = config.load(None, [*MINIMAL, "name=run-${fusion.name}", "fusion.name=ot"])
+    assert settings.name == "run-ot"
+    assert config.loads(config.dumps(settings)) == settings
+
+
+def test_a_run_may_go_on_elsewhere_and_longer_but_not_otherwise() -> None:
+    old = config.load(None, MINIMAL)
+    longer = config.load(None, [*MINIMAL, "scale.num_workers=4", "optim.epochs=60", "data.workers=2"])
+    assert config.differences(old, longer) == []
+    other = config.load(None, [*MINIMAL, "optim.lr=0.5", "fusion.name=ot"])
+    assert config.differences(old, other) == ["fusion.name: parrot -> ot", "optim.lr: 0.001 -> 0.5"]
+
+
+def test_every_setting_is_in_the_list_of_keys() -> None:
+    assert {"name", "data.split.fold", "encoders.attention.unfreeze", "checkpoint.keep"} <= set(config.schema_keys())
