@@ -1,0 +1,64 @@
+"""Readers of emotional speech corpora: from the layout in which a corpus is distributed to clips with their labels.
+
+One file a corpus, found by its name: it defines `read`, a `Reader`. A file that fits no rule is a `Stray`, not a guess.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import cast
+
+from parrot_dist.errors import UserError
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".aiff", ".aif", ".au")
+UNKNOWN_LANGUAGE = "und"  # ISO 639-3: undetermined
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording, as its corpus describes it."""
+
+    path: str
+    """Relative to the corpus."""
+    label: str
+    """The emotion, by the name that the corpus gives it."""
+    speaker: str
+    corpus: str
+    language: str
+    """ISO 639 code; "und" where the corpus does not tell."""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Stray:
+    """A file that is left out, and why."""
+
+    path: str
+    reason: str
+
+
+Reader = Callable[[str, Mapping[str, int]], Iterator[Clip | Stray]]
+"""(URL of the corpus, its files with their sizes) -> what every audio file is. Only tables are read, never audio."""
+
+
+def find(name: str) -> Reader:
+    """The reader of the corpus called `name`.
+
+    Raises:
+        UserError: there is none; gives the nearest name and all names.
+    """
+    known = [module.name for module in pkgutil.iter_modules(__path__)]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        guess = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"corpus={name}: no such reader; {guess}there are {', '.join(known)}")
+    return cast(Reader, import_module(f"{__name__}.{name}").read)
+
+
+def is_audio(path: str) -> bool:
+    """Whether the name is that of an audio file."""
+    return path.lower().endswith(AUDIO_SUFFIXES)

@@ -1,0 +1,251 @@
+"""From a corpus folder to shards and index: always the same bytes, nothing lost in silence, and back from the tars."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import webdataset
+
+from parrot_dist import storage
+from parrot_dist.data import audio, index
+from parrot_dist.errors import UserError
+from shards import build, corpora
+from shards import index as shards_index
+
+SPEAKERS, LABELS, TAKES = ("anna", "ben", "cleo"), ("anger", "joy"), 4
+CLIPS = len(SPEAKERS) * len(LABELS) * TAKES
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """24 clips in a folder a label: tones of various lengths, rates and channels."""
+    rng = np.random.default_rng(0)
+    number = 0
+    for label in LABELS:
+        (tmp_path / "mini" / label).mkdir(parents=True)
+        for speaker in SPEAKERS:
+            for take in range(TAKES):
+                rate = (8000, 16000, 22050)[number % 3]
+                samples = 0.2 * rng.standard_normal((rate // 4 + 100 * number, 1 + number % 2))
+                soundfile.write(tmp_path / "mini" / label / f"{speaker}_{take}.wav", samples, rate)
+                number += 1
+    return tmp_path / "mini"
+
+
+def settings(corpus, out, *words):
+    return build.parse(["corpus=folder", f"source={corpus}", f"out={out}", "shard_mb=0.05", *words])
+
+
+def run(corpus, out, *words):
+    chosen = settings(corpus, out, *words)
+    return build.build(chosen, build.survey(chosen))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def call(monkeypatch, *words):
+    monkeypatch.setattr("sys.argv", ["shards.build", *map(str, words)])
+    return build.main()
+
+
+def test_the_same_corpus_gives_the_same_bytes_at_any_parallelism(corpus, tmp_path, monkeypatch):
+    run(corpus, tmp_path / "a")
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    run(corpus, tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert len(contents(tmp_path / "a")) > 4
+
+
+def test_the_plain_webdataset_reader_opens_the_shards(corpus, tmp_path):
+    made, _ = run(corpus, tmp_path / "out")
+    shards = [str(tmp_path / "out" / name) for name in made.shard_sizes]
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode("torch"))
+    assert [sample["__key__"] for sample in samples] == list(made.key)
+    assert [sample["json"]["label"] for sample in samples] == list(made.label)
+    assert set(samples[0]) >= {"flac", "json"}
+
+
+def test_every_range_of_the_index_reads_its_own_sample(corpus, tmp_path):
+    made, skipped = run(corpus, tmp_path / "out")
+    assert (len(made), skipped) == (CLIPS, {})
+    index.check_index(str(tmp_path / "out"), made)
+    for row in range(len(made)):
+        start = int(made.offset[row])
+        place = str(tmp_path / "out" / made.shard[row])
+        data = storage.read_bytes(place, start, start + int(made.size[row]))
+        facts = json.loads(index.parse_members(data, made.key[row])["json"])
+        waveform = index.read_sample(data, made.key[row])
+        source = audio.decode((corpus / facts["source"]).read_bytes())
+        np.testing.assert_allclose(waveform, source / np.abs(source).max(), atol=2**-15)
+        assert len(waveform) == made.samples[row] == facts["samples"]
+        assert facts["source"].startswith(f"{made.label[row]}/{made.speaker[row]}_")
+
+
+def test_amplitude_can_be_kept(corpus, tmp_path):
+    made, _ = run(corpus, tmp_path / "out", "normalise=none")
+    data = (tmp_path / "out" / made.shard[0]).read_bytes()[: made.size[0]]
+    assert np.abs(index.read_sample(data, made.key[0])).max() != pytest.approx(1.0, abs=1e-3)
+
+
+def test_each_speaker_lies_in_one_run_and_the_labels_are_mixed(corpus, tmp_path):
+    made, _ = run(corpus, tmp_path / "out")
+    assert np.count_nonzero(made.speaker[1:] != made.speaker[:-1]) == len(SPEAKERS) - 1
+    assert np.count_nonzero(made.label[1:] != made.label[:-1]) > len(SPEAKERS) * (len(LABELS) - 1)
+    other, _ = run(corpus, tmp_path / "other", "seed=1")
+    assert list(other.key) != list(made.key)
+    assert set(other.key) == set(made.key)
+
+
+def test_the_index_comes_back_from_the_tars_alone(corpus, tmp_path):
+    made, _ = run(corpus, tmp_path / "out")
+    before = (tmp_path / "out" / "index.parquet").read_bytes()
+    (tmp_path / "out" / "index.parquet").unlink()
+    rebuilt, skipped = shards_index.rebuild(str(tmp_path / "out"))
+    assert (tmp_path / "out" / "index.parquet").read_bytes() == before
+    assert (rebuilt.digest, skipped) == (made.digest, {})
+
+
+def test_broken_files_are_named_and_the_others_built(corpus, tmp_path, monkeypatch, capsys):
+    (corpus / "joy" / "anna_0.wav").write_bytes(b"no audio at all")
+    soundfile.write(corpus / "joy" / "anna_1.wav", np.zeros(0), 16000)
+    (corpus / "stray.wav").write_bytes(b"")
+    assert call(monkeypatch, "corpus=folder", f"source={corpus}", f"out={tmp_path / 'out'}") == 0
+    shown = capsys.readouterr()
+    assert "joy/anna_0.wav: not a readable audio file" in shown.err
+    assert "joy/anna_1.wav: the audio is empty" in shown.err
+    assert "stray.wav: not of the form" in shown.err
+    assert f"{CLIPS - 2} clips" in shown.out
+    assert "3 speakers" in shown.out
+    assert "3 skipped" in shown.out
+    assert "anger 12, joy 10" in shown.out
+    assert set(json.loads((tmp_path / "out" / "build.json").read_text())["skipped"]) == {
+        "joy/anna_0.wav",
+        "joy/anna_1.wav",
+        "stray.wav",
+    }
+
+
+def test_a_corpus_of_broken_files_is_an_error(corpus, tmp_path, monkeypatch, capsys):
+    for path in corpus.rglob("*.wav"):
+        path.write_bytes(b"no audio")
+    assert call(monkeypatch, "corpus=folder", f"source={corpus}", f"out={tmp_path / 'out'}") == 2
+    assert f"none of its {CLIPS} clips can be read" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "index.parquet").exists()
+
+
+def test_the_second_run_says_that_all_is_done(corpus, tmp_path, monkeypatch, capsys):
+    words = ["corpus=folder", f"source={corpus}", f"out={tmp_path / 'out'}"]
+    assert call(monkeypatch, *words) == 0
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert call(monkeypatch, *words) == 0
+    assert capsys.readouterr().out.endswith(f"{tmp_path / 'out'}: already built\n")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == times
+
+
+@pytest.mark.parametrize("loss", ["index.parquet", "build.json", "shard-000001.tar"])
+def test_a_build_that_was_cut_off_or_damaged_is_made_whole(corpus, tmp_path, loss):
+    run(corpus, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / loss).unlink()
+    chosen = settings(corpus, tmp_path / "out")
+    found = build.survey(chosen)
+    assert not build.is_built(chosen.out, found.digest)
+    build.build(chosen, found)
+    assert contents(tmp_path / "out") == before
+    assert build.is_built(chosen.out, found.digest)
+
+
+def test_a_build_that_dies_leaves_no_index_behind(corpus, tmp_path, monkeypatch):
+    run(corpus, tmp_path / "out")
+    write = storage.write_bytes
+
+    def die(url, data):
+        if url.endswith("shard-000001.tar"):
+            raise KeyboardInterrupt
+        write(url, data)
+
+    monkeypatch.setattr(storage, "write_bytes", die)
+    with pytest.raises(KeyboardInterrupt):
+        run(corpus, tmp_path / "out", "seed=1")
+    assert not (tmp_path / "out" / "index.parquet").exists()
+
+
+def test_other_settings_build_again_and_leave_no_old_shards(corpus, tmp_path):
+    run(corpus, tmp_path / "out")
+    run(corpus, tmp_path / "fresh", "shard_mb=1")
+    assert not build.is_built(str(tmp_path / "out"), build.survey(settings(corpus, "x", "shard_mb=1")).digest)
+    (tmp_path / "out" / "README.md").write_text("mine")
+    run(corpus, tmp_path / "out", "shard_mb=1")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh") | {"README.md": b"mine"}
+
+
+def test_a_changed_file_or_label_is_another_input(corpus):
+    before = build.survey(settings(corpus, "x")).digest
+    (corpus / "joy" / "anna_0.wav").rename(corpus / "anger" / "anna_9.wav")
+    assert build.survey(settings(corpus, "x")).digest != before
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["corpos=folder"], "did you mean corpus"),
+        (["corpus=foldr", "source={corpus}", "out=x"], "did you mean folder"),
+        (["corpus=folder", "out=x"], "source=... must be given"),
+        (["corpus=folder", "source=/nowhere/at/all", "out=x"], "no files"),
+        (["corpus=folder", "source={corpus}", "out=x", "shard_mb=big"], "shard_mb=big"),
+        (["corpus=folder", "source={corpus}", "out=x", "shard_mb=0"], "above 0"),
+        (["corpus=folder", "source={corpus}", "out=x", "normalise=loud"], "peak or none"),
+        (["corpus=spoken", "source={corpus}", "out=x"], "metadata.csv"),
+    ],
+)
+def test_mistakes_get_one_message_and_exit_code_2(corpus, monkeypatch, capsys, words, told):
+    assert call(monkeypatch, *(word.format(corpus=corpus) for word in words)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert told in error
+
+
+def test_two_files_with_one_key_are_not_mixed_up(corpus, tmp_path):
+    (corpus / "joy" / "ben_0.flac").write_bytes(audio.encode_flac(np.full(1600, 0.5, np.float32)))
+    made, skipped = run(corpus, tmp_path / "out")
+    assert len(made) == CLIPS
+    assert any("has the same key as" in reason for reason in skipped.values())
+
+
+@pytest.mark.parametrize("path", ["a/b.wav", "ein/Ärger mit.punkt.wav", "../../etc/x.wav", "a/" + "long" * 60 + ".wav"])
+def test_keys_suit_any_tar_and_any_reader(path):
+    key = build.make_key(corpora.Clip(path, "joy", "anna", "mini", "en"))
+    assert len(key) <= build.MAX_KEY
+    assert key.replace("-", "").replace("_", "").isalnum()
+    assert key.isascii()
+    assert index.split_name(f"{key}.flac") == (key, "flac")
+
+
+def test_a_table_describes_any_layout(corpus, tmp_path):
+    (corpus / "metadata.csv").write_text("speaker,path,label,language,text\nzoe,joy/anna_0.wav,glee,fr,Bonjour\n")
+    made, skipped = run(corpus, tmp_path / "out")
+    assert (list(made.label), list(made.speaker), list(made.language)) == (["glee"], ["zoe"], ["fr"])
+    assert len(skipped) == CLIPS - 1
+
+
+def test_rows_that_fit_nothing_are_strays(corpus):
+    rows = [("joy/anna_0.wav", "joy", ""), ("joy/gone.wav", "joy", "anna"), ("../secret.wav", "joy", "anna")]
+    with (corpus / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "speaker"), *rows])
+    entries = list(corpora.find("folder")(str(corpus), storage.list_files(str(corpus))))
+    assert all(isinstance(entry, corpora.Stray) for entry in entries)
+    reasons = {entry.path: entry.reason for entry in entries}
+    assert "without a label or a speaker" in reasons["joy/anna_0.wav"]
+    assert "no such file" in reasons["joy/gone.wav"]
+    assert "no such file" in reasons["../secret.wav"]
+    assert reasons["anger/ben_0.wav"] == "not in metadata.csv"
+
+
+def test_a_table_without_its_columns_is_an_error(corpus):
+    (corpus / "metadata.csv").write_text("file,emotion\na.wav,joy\n")
+    with pytest.raises(UserError, match="no column path, label, speaker; it has file, emotion"):
+        build.survey(settings(corpus, "x"))
