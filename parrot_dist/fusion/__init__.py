@@ -1,0 +1,66 @@
+"""Fusion heads by name.
+
+head = build_head("parrot", mamba_dim=960, attention_dim=768, num_classes=6)
+logits = head(mamba, attention, keys=row_keys(seed, step, samples))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from difflib import get_close_matches
+from functools import partial
+from typing import Any
+
+from parrot_dist.errors import UserError
+from parrot_dist.fusion.dropout import row_keys
+from parrot_dist.fusion.heads import Head, HeadSettings, PairHead, SingleHead
+from parrot_dist.fusion.reference import Reference, pick_reference
+from parrot_dist.fusion.sinkhorn import COSTS
+
+__all__ = ["HEADS", "Head", "HeadSettings", "PairHead", "Reference", "build_head", "pick_reference", "row_keys"]
+
+HEADS: dict[str, Callable[[int, int, int, HeadSettings], Head]] = {
+    "parrot": partial(PairHead, hadamard=True, transport=True),
+    "hadamard": partial(PairHead, hadamard=True, transport=False),
+    "ot": partial(PairHead, hadamard=False, transport=True),
+    "concat": partial(PairHead, hadamard=False, transport=False),
+    "fcn": partial(SingleHead, convolve=False),
+    "cnn": partial(SingleHead, convolve=True),
+}
+
+
+def build_head(name: str, mamba_dim: int, attention_dim: int, num_classes: int, **settings: Any) -> Head:
+    """The head called `name`: embeddings (B, mamba_dim) and (B, attention_dim) -> logits (B, num_classes).
+
+    The two embeddings may come from any two encoders, also two of one family. `settings` are those of `HeadSettings`.
+
+    Raises:
+        UserError: no such head or setting, or a value out of its range.
+    """
+    _known("fusion.name", name, HEADS)
+    for key in settings:
+        _known("setting of fusion", key, [field.name for field in fields(HeadSettings)])
+    checked = HeadSettings(**settings)
+    _check(checked)
+    return HEADS[name](mamba_dim, attention_dim, num_classes, checked)
+
+
+def _check(settings: HeadSettings) -> None:
+    _known("fusion.transport_scope", settings.transport_scope, ("global", "local"))
+    _known("fusion.cost", settings.cost, COSTS)
+    _known("fusion.branch", settings.branch, ("mamba", "attention"))
+    if not settings.epsilon > 0:
+        raise UserError(f"fusion.epsilon: {settings.epsilon} is not above 0")
+    if settings.iterations < 1:
+        raise UserError(f"fusion.iterations: {settings.iterations} is not at least 1")
+    if not 0 <= settings.dropout < 1:
+        raise UserError(f"fusion.dropout: {settings.dropout} is not in [0, 1)")
+
+
+def _known(what: str, word: str, words: Iterable[str]) -> None:
+    known = list(words)
+    if word not in known:
+        near = get_close_matches(word, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"it is one of {', '.join(known)}"
+        raise UserError(f"{what}: there is no {word!r}; {hint}")

@@ -1,0 +1,210 @@
+"""The classification heads: PARROT, its ablations, concatenation, and the single-encoder baselines of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from parrot_dist.fusion.dropout import keyed_dropout
+from parrot_dist.fusion.gather import gather_rows, local_slice
+from parrot_dist.fusion.reference import Reference
+from parrot_dist.fusion.sinkhorn import cost_matrix, sinkhorn
+
+FILTERS = (64, 128)
+ROW = 120
+HIDDEN = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """What can be set about a head; the defaults are the paper's. A head ignores what does not concern it."""
+
+    epsilon: float = 0.05
+    """Entropy of the transport plan, in units of the cost divided by its maximum."""
+    iterations: int = 50
+    """Sinkhorn iterations."""
+    dropout: float = 0.3
+    """Share of the hidden units that are zeroed in training."""
+    transport_scope: str = "global"
+    """`global`: the plan spans the rows of all ranks; `local`: those of this rank alone, for comparison."""
+    cost: str = "euclidean"
+    """`euclidean`, `cosine` or `squared`."""
+    branch: str = "mamba"
+    """Which embedding fcn and cnn read: `mamba` or `attention`."""
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 at least: autocast leaves half precision, which transport and the loss cannot use."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class ConvBlocks(nn.Module):
+    """An embedding (B, dim) read as a one-channel sequence, through two convolution blocks, flat: (B, width)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim < 4:
+            raise ValueError(f"embedding of size {dim}: two halvings by max-pooling need at least 4")
+        self.conv0 = nn.Conv1d(1, FILTERS[0], kernel_size=3, padding=1)
+        self.conv1 = nn.Conv1d(FILTERS[0], FILTERS[1], kernel_size=3, padding=1)
+        self.width = FILTERS[1] * (dim // 2 // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Pooling before the ReLU gives the paper's ReLU before pooling, both being monotone, on half the numbers.
+        x = F.max_pool1d(self.conv0(x[:, None]), 2).relu()
+        x = F.max_pool1d(self.conv1(x), 2).relu()
+        return x.flatten(1)
+
+
+class Branch(ConvBlocks):
+    """An embedding (B, dim) -> a row (B, 120) of the space in which the two branches meet."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.proj = nn.Linear(self.width, ROW)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows: Tensor = self.proj(super().forward(x))
+        return rows
+
+
+class Head(nn.Module):
+    """Two embeddings -> features -> dense 128, ReLU, dropout -> logits. Subclasses say what the features are."""
+
+    needs_reference = False
+    """Whether `predict_alone` wants a `Reference`: only heads with a transport branch do."""
+
+    def __init__(self, width: int, num_classes: int, settings: HeadSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.dense = nn.Linear(width, HIDDEN)
+        self.out = nn.Linear(HIDDEN, num_classes)
+        self.marginal_error: Tensor | None = None
+        """How far the latest forward pass's plan was from its marginals, a scalar; None without a plan."""
+
+    def features(self, mamba: Tensor, attention: Tensor, sizes: Sequence[int] | None) -> Tensor:
+        """(B, width) from the embeddings of this rank's rows, and the other ranks' where the head couples rows."""
+        raise NotImplementedError
+
+    def features_alone(self, mamba: Tensor, attention: Tensor, reference: Reference | None) -> Tensor:
+        """(B, width) such that no row depends on another."""
+        return self.features(mamba, attention, None)
+
+    def forward(
+        self, mamba: Tensor, attention: Tensor, keys: Tensor | None = None, sizes: Sequence[int] | None = None
+    ) -> Tensor:
+        """Logits (B, C), float32 or wider, of the rows of this rank.
+
+        Args:
+            mamba: (B, Dm) embeddings of the Mamba branch.
+            attention: (B, Da) embeddings of the attention branch.
+            keys: (B,) int64, what the dropout mask of each row is drawn from (`row_keys`); needed in training.
+            sizes: the number of rows of every rank, in which case every rank has to make this call; None couples
+                nothing but the rows given.
+
+        Raises:
+            ValueError: keys are missing, or `sizes` does not fit.
+        """
+        return self._classify(self.features(mamba, attention, sizes), keys)
+
+    @torch.no_grad()
+    def predict_alone(self, mamba: Tensor, attention: Tensor, reference: Reference | None) -> Tensor:
+        """Logits (B, C), each row as if it were the only one: bit for bit the same in any batch and order.
+
+        Rows are computed one at a time, since matrix products of different sizes round differently, and from memory
+        of their own, since MKL promises equal bits for equally aligned arrays only. Call it in evaluation mode.
+
+        Raises:
+            ValueError: the head transports and there is no reference.
+        """
+        if self.needs_reference and reference is None:
+            raise ValueError("a head with a transport branch needs a reference to predict rows on their own")
+        singles = ((mamba[i : i + 1].clone(), attention[i : i + 1].clone()) for i in range(len(mamba)))
+        return torch.cat([self._classify(self.features_alone(m, a, reference), None) for m, a in singles])
+
+    def _classify(self, features: Tensor, keys: Tensor | None) -> Tensor:
+        hidden = self.dense(features).relu()
+        if self.training and self.settings.dropout > 0:
+            if keys is None:
+                raise ValueError("dropout in training is drawn per sample: give a key for every row (row_keys)")
+            hidden = keyed_dropout(hidden, self.settings.dropout, keys)
+        return wide(self.out(hidden))
+
+
+class SingleHead(Head):
+    """The paper's FCN (dense on the embedding) and CNN (two convolution blocks before it) on one encoder."""
+
+    def __init__(
+        self, mamba_dim: int, attention_dim: int, num_classes: int, settings: HeadSettings, *, convolve: bool
+    ) -> None:
+        dim = mamba_dim if settings.branch == "mamba" else attention_dim
+        blocks = ConvBlocks(dim) if convolve else None
+        super().__init__(blocks.width if blocks else dim, num_classes, settings)
+        self.blocks = blocks
+
+    def features(self, mamba: Tensor, attention: Tensor, sizes: Sequence[int] | None) -> Tensor:
+        x = mamba if self.settings.branch == "mamba" else attention
+        return x if self.blocks is None else self.blocks(x)
+
+
+class PairHead(Head):
+    """A fusion of two rows: themselves, their Hadamard product, and what transport makes of them."""
+
+    def __init__(
+        self,
+        mamba_dim: int,
+        attention_dim: int,
+        num_classes: int,
+        settings: HeadSettings,
+        *,
+        hadamard: bool,
+        transport: bool,
+    ) -> None:
+        # Without either branch what remains is the paper's concatenation baseline, [R_p, R_q].
+        rows = 1 * hadamard + 4 * transport or 2
+        super().__init__(rows * ROW, num_classes, settings)
+        self.mamba = Branch(mamba_dim)
+        self.attention = Branch(attention_dim)
+        self.hadamard = hadamard
+        self.needs_reference = transport
+
+    def rows(self, mamba: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+        """(R_p, R_q), each (B, 120), float32 or wider."""
+        return wide(self.mamba(mamba)), wide(self.attention(attention))
+
+    def features(self, mamba: Tensor, attention: Tensor, sizes: Sequence[int] | None) -> Tensor:
+        R_p, R_q = self.rows(mamba, attention)
+        return self._fuse(R_p, R_q, self._couple(R_p, R_q, sizes) if self.needs_reference else None)
+
+    def features_alone(self, mamba: Tensor, attention: Tensor, reference: Reference | None) -> Tensor:
+        R_p, R_q = self.rows(mamba, attention)
+        if not self.needs_reference or reference is None:
+            return self._fuse(R_p, R_q, None)
+        return self._fuse(R_p, R_q, reference.transport(R_p, R_q))
+
+    def _couple(self, R_p: Tensor, R_q: Tensor, sizes: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+        """(p_to_q, q_to_p) of this rank's rows, by the plan over all rows in scope, which every rank solves alike."""
+        mine = slice(0, len(R_p))
+        if sizes is not None and self.settings.transport_scope == "global":
+            mine = local_slice(sizes)
+            both = gather_rows(torch.cat([R_p, R_q], 1), sizes)
+            R_p, R_q = both[:, :ROW], both[:, ROW:]
+        if not len(R_p):  # a rank without rows in local scope: there is no plan of nothing
+            return R_p, R_q
+        with torch.autocast(R_p.device.type, enabled=False):
+            cost = cost_matrix(R_p.detach(), R_q.detach(), self.settings.cost)
+            solved = sinkhorn(cost, self.settings.epsilon, self.settings.iterations, bound=1.0)
+            self.marginal_error = solved.marginal_error
+            weights = len(R_p) * solved.plan
+            return weights[:, mine].T @ R_p, weights[mine] @ R_q
+
+    def _fuse(self, R_p: Tensor, R_q: Tensor, transported: tuple[Tensor, Tensor] | None) -> Tensor:
+        parts = [R_p * R_q] if self.hadamard else []
+        if transported is not None:
+            p_to_q, q_to_p = transported
+            parts += [p_to_q, R_q, q_to_p, R_p]
+        return torch.cat(parts or [R_p, R_q], 1)
