@@ -1,0 +1,70 @@
+"""The whole way of the data on one machine: `python -m parrot_dist.local.demo [key=value ...]`.
+
+Every step is a command that the README gives, run here with an S3 server and a Ray head of its own on loopback. What is
+done is kept in `.demo`, so a second run goes on from where the first one came to.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from parrot_dist import config
+from parrot_dist.errors import exits_cleanly
+from parrot_dist.local.cluster import ray_head
+from parrot_dist.local.s3 import s3_server
+
+FOLDER = Path(".demo")
+JOB = "jobs/demo.yaml"
+CPUS = 4  # logical: the workers are small, and scale.num_workers=4 shall fit on a laptop too
+
+
+@exits_cleanly
+def main() -> int:
+    """Run the demo; `key=value` words go to the training job."""
+    words = sys.argv[1:]
+    settings = config.load(JOB, words)
+    signal.signal(signal.SIGTERM, _leave)
+    began = time.monotonic()
+    with s3_server(FOLDER / "s3") as server:
+        os.environ |= server.env
+        _run("shards.speak", str(FOLDER / "spoken"))
+        _run("shards.build", "corpus=spoken", f"source={FOLDER / 'spoken'}", f"out={settings.data.shards}")
+        _run("parrot_dist.local.encoders", "s3://parrot/encoders")
+        _say("Ray starts on loopback")
+        with ray_head(FOLDER / "ray", server.env, num_cpus=CPUS) as head:
+            command = ["python", "-m", "parrot_dist.train", "--config", JOB, *words]
+            _say(f"ray job submit --working-dir . -- {' '.join(command)}", f"dashboard: {head.dashboard}")
+            code = head.submit(command, Path(), Path("jobs/runtime_env.yaml"))
+        if code:
+            return code
+        _run("parrot_dist.evaluate", settings.run_url)
+        clips = sorted((FOLDER / "spoken").rglob("*.wav"))[:: 400]
+        _run("parrot_dist.predict", settings.run_url, *map(str, clips))
+    _say(f"done in {time.monotonic() - began:.0f} s; open runs/{settings.name}/report.html")
+    return 0
+
+
+def _run(module: str, *arguments: str) -> None:
+    """Run `python -m module`, shown as it would be typed; ends the demo with its exit code if that is not 0."""
+    _say(f"python -m {module} {' '.join(arguments)}")
+    code = subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode
+    if code:
+        sys.exit(code)
+
+
+def _say(*lines: str) -> None:
+    print("\n" + "\n".join(f"» {line}" for line in lines), flush=True)
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""Fixtures that more than one test module uses: a real S3 server and a real Ray cluster, both on loopback."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from parrot_dist.local.cluster import RayHead, ray_head
+from parrot_dist.local.s3 import S3Server, s3_server
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server for the session; this process and its children use it for every s3:// URL."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.env.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def bucket_url(s3: S3Server) -> str:
+    """An s3:// prefix that no other test uses."""
+    return f"s3://{s3.bucket}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
+    """A Ray head for the session with four logical CPUs, whose jobs use the S3 server of the session."""
+    with ray_head(tmp_path_factory.mktemp("ray"), s3.env, num_cpus=4) as head:
+        yield head
