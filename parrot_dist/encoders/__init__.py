@@ -1,0 +1,8 @@
+"""Self-supervised speech encoders: waveforms at 16 kHz in, frames and utterance embeddings out."""
+
+from __future__ import annotations
+
+from parrot_dist.encoders.base import Encoder
+from parrot_dist.encoders.load import load_encoder
+
+__all__ = ["Encoder", "load_encoder"]

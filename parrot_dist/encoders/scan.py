@@ -1,0 +1,150 @@
+"""The selective scan of Mamba (Gu & Dao 2023, algorithm 2): mamba-ssm's kernel on CUDA, plain torch elsewhere.
+
+For every row and channel d the state of N numbers follows
+    h_t = exp(dt_t A_d) h_{t-1} + dt_t x_t B_t,    y_t = <C_t, h_t>.
+The torch version works in short chunks of time whose N x D states fit in a core's cache: a chunk's decays are
+computed at once, the recurrence then turns them into states in place. The backward pass keeps only the state at the
+start of each chunk and recomputes the rest, so memory grows with L / chunk and not with L.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+logger = logging.getLogger(__name__)
+
+ROW_ELEMENTS = 2**16  # states that advance together on a CPU: enough to hide a call's cost, few enough for the cache
+CHUNK_ELEMENTS = 2**19  # states of a chunk, in one core's second-level cache
+CUDA_CHUNK = 16  # about the square root of L = 251: the fewest states kept in all for the backward pass
+
+
+def selective_scan(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor, gate: Tensor, dt_bias: Tensor
+) -> Tensor:
+    """(scan of x + skip * x) * silu(gate), with steps softplus(dt + dt_bias).
+
+    Args:
+        x, dt, gate: (R, L, D), any floating type.
+        a: (D, N), negative.
+        b, c: (R, L, N).
+        skip, dt_bias: (D,).
+
+    Returns:
+        (R, L, D); computed and returned in float32 (float64 if `x` is), whatever autocast says.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        x, dt, a, b, c, gate = (tensor.to(dtype) for tensor in (x, dt, a, b, c, gate))
+        kernel = _kernel(x.device.type)
+        if kernel is not None:
+            x, dt, b, c, gate = (tensor.transpose(1, 2) for tensor in (x, dt, b, c, gate))
+            return kernel(x, dt, a, b, c, skip, gate, dt_bias, delta_softplus=True).transpose(1, 2)
+        dt = F.softplus(dt + dt_bias)
+        return torch.addcmul(_scan(dt, dt * x, b, c, a), skip, x) * F.silu(gate)
+
+
+def _scan(dt: Tensor, v: Tensor, b: Tensor, c: Tensor, a: Tensor) -> Tensor:
+    """The recurrence over groups of rows that fit in the cache; shapes as for `selective_scan`."""
+    rows = len(dt) if dt.is_cuda else max(1, ROW_ELEMENTS // a.numel())
+    rates = a.T.contiguous()
+    groups = zip(*(torch.split(tensor.transpose(0, 1), rows, dim=1) for tensor in (dt, v, b, c)), strict=True)
+    scan: Callable[..., Tensor] = _Scan.apply
+    ys = [scan(*(tensor.contiguous() for tensor in group), rates) for group in groups]
+    return torch.cat(ys, dim=1).transpose(0, 1)
+
+
+@cache
+def _kernel(device: str) -> Callable[..., Tensor] | None:
+    """mamba-ssm's CUDA kernel where it can run; says once for each kind of device which scan runs and why."""
+    if device != "cuda":
+        logger.info("selective scan: PyTorch, because mamba-ssm's kernel does not run on %s", device)
+        return None
+    try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    except ImportError as error:
+        logger.warning("selective scan: PyTorch (slow on CUDA), because mamba-ssm cannot be imported: %s", error)
+        return None
+    logger.info("selective scan: mamba-ssm's CUDA kernel")
+    kernel: Callable[..., Tensor] = selective_scan_fn
+    return kernel
+
+
+class _Scan(torch.autograd.Function):
+    """The recurrence, time first: dt, v = dt * x (L, R, D), b, c (L, R, N), a (N, D) to y (L, R, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, dt: Tensor, v: Tensor, b: Tensor, c: Tensor, a: Tensor) -> Tensor:
+        y, starts = torch.empty_like(v), []
+        state = v.new_zeros(v.shape[1], *a.shape)
+        for time in _chunks(dt, a):
+            if any(ctx.needs_input_grad):
+                starts.append(state)
+            states = _decays(dt[time], a)
+            for decay, b_t, v_t in zip(states, b[time, ..., None], v[time, :, None], strict=True):
+                state = decay.mul_(state).addcmul_(b_t, v_t)
+            y[time] = (c[time, :, None] @ states)[:, :, 0]
+            state = state.clone()  # a view would keep the whole chunk alive
+        ctx.save_for_backward(dt, v, b, c, a, *starts)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+        dt, v, b, c, a, *starts = ctx.saved_tensors
+        grad_dt, grad_v, grad_b, grad_c, grad_a = (torch.zeros_like(tensor) for tensor in (dt, v, b, c, a))
+        carry = torch.zeros_like(starts[0])
+        with torch.autocast(dy.device.type, enabled=False):
+            for time, start in reversed(list(zip(_chunks(dt, a), starts, strict=True))):
+                decays = _decays(dt[time], a)
+                states = _states(start, decays, b[time], v[time])
+                carry, grads, grad_rates = _grads(carry, decays, states, c[time], dy[time])
+                grad_v[time] = (b[time, :, None] @ grads)[:, :, 0]
+                grad_b[time] = (grads @ v[time, ..., None])[..., 0]
+                grad_c[time] = (states[1:] @ dy[time, ..., None])[..., 0]
+                grad_a += (grad_rates * dt[time, :, None]).sum((0, 1))
+                grad_dt[time] = grad_rates.mul_(a).sum(2)
+        return grad_dt, grad_v, grad_b, grad_c, grad_a
+
+
+def _decays(dt: Tensor, a: Tensor) -> Tensor:
+    """exp(dt A) (T, R, N, D) of steps (T, R, D); by powers of two, which torch computes four times as fast on a CPU."""
+    return (dt[:, :, None] * (a / math.log(2.0))).exp2_()
+
+
+def _states(start: Tensor, decays: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    """States (T + 1, R, N, D) from `start` (R, N, D) on."""
+    states = torch.empty(len(decays) + 1, *start.shape, dtype=start.dtype, device=start.device)
+    states[0] = start
+    steps = zip(states[:-1], states[1:], decays, b[..., None], v[:, :, None], strict=True)
+    for before, after, decay, b_t, v_t in steps:
+        torch.mul(before, decay, out=after).addcmul_(b_t, v_t)
+    return states
+
+
+def _grads(carry: Tensor, decays: Tensor, states: Tensor, c: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Backwards through a chunk, from `carry`, the gradient that its last state gets from the steps after it.
+
+    Returns the carry for the chunk before and the gradients (T, R, N, D) with respect to the states and to dt * A;
+    overwrites `decays`.
+    """
+    grads = torch.empty_like(decays)
+    steps = zip(grads, decays, c[..., None], dy[:, :, None], strict=True)
+    for grad, decay, c_t, dy_t in reversed(list(steps)):
+        torch.addcmul(carry, c_t, dy_t, out=grad)
+        carry = decay.mul_(grad)
+    return carry.clone(), grads, decays.mul_(states[:-1])
+
+
+def _chunks(dt: Tensor, a: Tensor) -> list[slice]:
+    """Consecutive pieces of the time axis of dt (L, R, D)."""
+    length = CUDA_CHUNK if dt.is_cuda else max(1, CHUNK_ELEMENTS // (dt.shape[1] * a.numel()))
+    return [slice(first, first + length) for first in range(0, len(dt), length)]

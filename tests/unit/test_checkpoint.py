@@ -1,0 +1,118 @@
+"""Checkpoints: complete or not there, whatever happened while they were written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from parrot_dist import storage
+from parrot_dist.errors import UserError
+from parrot_dist.training import checkpoint
+from parrot_dist.training.checkpoint import Manifest, Writer
+
+PARTS = {"model.safetensors": b"weights", "state.pt": b"state"}
+
+
+def manifest(step: int, score: float | None = None) -> Manifest:
+    return Manifest(
+        step=step,
+        epoch=step,
+        epoch_step=0,
+        score=score,
+        finished=False,
+        classes=["a", "b"],
+        encoders={"mamba": {"source": "ssam:x", "digest": "0"}},
+        index_digest="1",
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    return str(tmp_path / "run")
+
+
+def steps(run: str) -> list[int]:
+    return [found.manifest.step for found in checkpoint.find_all(run)]
+
+
+def test_what_is_saved_is_found_and_read_back(run: str) -> None:
+    url = checkpoint.save(run, manifest(3, 0.5), PARTS)
+    found = checkpoint.newest(run)
+    assert found is not None
+    assert (found.url, found.manifest.step, found.manifest.score) == (url, 3, 0.5)
+    assert {name: checkpoint.read_part(found, name) for name in PARTS} == PARTS
+
+
+def test_a_kill_at_any_moment_of_a_save_leaves_the_one_before(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(run, manifest(1), PARTS)
+    write, left = storage.write_bytes, 0
+
+    def killed(url: str, data: bytes) -> None:
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        write(url, data)
+
+    monkeypatch.setattr(storage, "write_bytes", killed)
+    for moment in range(len(PARTS) + 1):
+        left = moment
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(run, manifest(2), PARTS)
+        assert steps(run) == [1]
+
+
+def test_a_kill_while_a_checkpoint_is_saved_again_does_not_leave_a_mixture(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(run, manifest(1), PARTS)
+    checkpoint.save(run, manifest(2), PARTS)
+    monkeypatch.setattr(storage, "write_bytes", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        checkpoint.save(run, manifest(2), {name: b"other!!"[: len(data)] for name, data in PARTS.items()})
+    assert steps(run) == [1]
+
+
+def test_a_short_part_is_torn_and_a_changed_one_damaged(run: str) -> None:
+    url = checkpoint.save(run, manifest(2), PARTS)
+    storage.write_bytes(storage.join(url, "state.pt"), b"other")
+    found = checkpoint.locate(url)
+    with pytest.raises(UserError, match=r"state\.pt is damaged"):
+        checkpoint.read_part(found, "state.pt")
+    storage.write_bytes(storage.join(url, "state.pt"), b"")
+    assert steps(run) == []
+
+
+def test_the_best_is_the_earliest_of_equals(run: str) -> None:
+    for step, score in ((1, 0.3), (2, 0.7), (3, None), (4, 0.7), (5, 0.1)):
+        checkpoint.save(run, manifest(step, score), PARTS)
+    best = checkpoint.best(run)
+    assert best is not None
+    assert best.manifest.step == 2
+    assert checkpoint.locate(run).url == best.url
+
+
+def test_the_newest_and_the_best_are_kept_and_what_is_torn_goes(run: str) -> None:
+    writer = Writer(run, keep=2)
+    storage.write_bytes(storage.join(run, checkpoint.FOLDER, "step-00000000", "state.pt"), b"torn")
+    for step, score in ((1, 0.3), (2, 0.9), (3, 0.2), (4, None), (5, 0.4)):
+        writer.save(manifest(step, score), PARTS)
+    writer.wait()
+    assert steps(run) == [2, 4, 5]
+    names = {name.split("/")[0] for name in storage.list_files(storage.join(run, checkpoint.FOLDER))}
+    assert len(names) == 3
+
+
+def test_a_failed_upload_is_not_silent(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer(run, keep=2)
+    monkeypatch.setattr(storage, "write_bytes", lambda *_: 1 / 0)
+    writer.save(manifest(1), PARTS)
+    with pytest.raises(ZeroDivisionError):
+        writer.wait()
+
+
+def test_no_checkpoint_at_all(run: str) -> None:
+    assert checkpoint.newest(run) is None
+    with pytest.raises(UserError, match="neither a complete checkpoint nor a run"):
+        checkpoint.locate(run)
