@@ -1,0 +1,56 @@
+"""Train: `python -m parrot_dist.train [--config jobs/x.yaml] [key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from parrot_dist import config
+from parrot_dist.config import Scale
+from parrot_dist.errors import exits_cleanly
+from parrot_dist.local.cluster import ray_head
+
+
+@exits_cleanly
+def main() -> int:
+    """Parse the command line, run the job, return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m parrot_dist.train",
+        description="Train PARROT on the cluster that RAY_ADDRESS names, or on a local one. The same command again "
+        "goes on from the newest checkpoint.",
+        epilog="Settings: " + ", ".join(config.schema_keys()),
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with settings, see jobs/")
+    parser.add_argument("words", nargs="*", metavar="key=value", help="settings that override the file's")
+    args = parser.parse_args()
+    settings = config.load(args.config, args.words)
+    from parrot_dist.training.prepare import prepare  # seconds of imports that a mistyped setting need not wait for
+
+    if not prepare(settings):
+        return 0
+    with cluster(settings.scale):
+        from parrot_dist.training.launch import launch  # imports Ray, which reads its environment when imported
+
+        return launch(settings)
+
+
+@contextmanager
+def cluster(scale: Scale) -> Iterator[None]:
+    """The cluster that RAY_ADDRESS names, or else a local one of our own that lasts as long as the run."""
+    if "RAY_ADDRESS" in os.environ:
+        yield
+        return
+    # Logical CPUs: on a laptop workers share the cores, and Ray must not wait for more of them.
+    cpus = max(os.cpu_count() or 1, scale.num_workers * scale.cpus_per_worker)
+    with tempfile.TemporaryDirectory(prefix="parrot-") as folder, ray_head(Path(folder), {}, cpus) as head:
+        os.environ |= head.env
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""Checkpoints on storage: parts first, the manifest that makes them valid last.
+
+A checkpoint is a folder `<run>/checkpoints/step-00000042/`. It counts once its manifest is there and every part has the
+size that the manifest says; anything less is a torn upload, and is never resumed from. There are no pointers to a
+newest or best checkpoint that could point at something that is not there: both are read off the manifests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from parrot_dist import storage
+from parrot_dist.errors import UserError
+
+MANIFEST = "manifest.json"
+FOLDER = "checkpoints"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds.
+
+    Attributes:
+        step: optimiser steps taken.
+        epoch: epochs completed.
+        epoch_step: steps taken in the epoch after those; 0 at an epoch's end.
+        score: validation UAR at an epoch's end, else None.
+        finished: the run has nothing left to do.
+        classes: emotions in the order of the logits.
+        encoders: branch -> source and SHA-256 of the base encoder, whose frozen weights are not stored again.
+        index_digest: the corpus that was trained on.
+        files: part -> size in bytes and SHA-256.
+    """
+
+    step: int
+    epoch: int
+    epoch_step: int
+    score: float | None
+    finished: bool
+    classes: list[str]
+    encoders: dict[str, dict[str, str]]
+    index_digest: str
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A complete checkpoint on storage."""
+
+    url: str
+    manifest: Manifest
+
+
+def save(run_url: str, manifest: Manifest, parts: Mapping[str, bytes]) -> str:
+    """Write a checkpoint below `run_url` and return its URL; returns when it is complete."""
+    url = storage.join(run_url, FOLDER, f"step-{manifest.step:08d}")
+    storage.delete(storage.join(url, MANIFEST))  # an older try at this step must not vouch for the new parts
+    for name, data in parts.items():
+        storage.write_bytes(storage.join(url, name), data)
+    files = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in parts.items()}
+    text = json.dumps(asdict(replace(manifest, files=files)), indent=1)
+    storage.write_bytes(storage.join(url, MANIFEST), text.encode())
+    return url
+
+
+def find_all(run_url: str) -> list[Found]:
+    """The complete checkpoints of a run, oldest first; torn ones are named in the log."""
+    root = storage.join(run_url, FOLDER)
+    files = storage.list_files(root)
+    found = []
+    for name in sorted({name.partition("/")[0] for name in files}):
+        url = storage.join(root, name)
+        manifest = _read_manifest(url) if f"{name}/{MANIFEST}" in files else None
+        if manifest is None or any(
+            files.get(f"{name}/{part}") != facts["size"] for part, facts in manifest.files.items()
+        ):
+            logger.warning("%s is incomplete and is passed over", url)
+            continue
+        found.append(Found(url, manifest))
+    return found
+
+
+def newest(run_url: str) -> Found | None:
+    """The complete checkpoint with the most steps."""
+    found = find_all(run_url)
+    return found[-1] if found else None
+
+
+def best(run_url: str) -> Found | None:
+    """The complete checkpoint with the highest validation score, the earliest of equals."""
+    return best_of(find_all(run_url))
+
+
+def best_of(found: list[Found]) -> Found | None:
+    """The one of `found` with the highest score, the earliest of equals; None if none has a score."""
+    scored = [one for one in found if one.manifest.score is not None]
+    return max(scored, key=lambda one: (one.manifest.score, -one.manifest.step)) if scored else None
+
+
+def locate(url: str) -> Found:
+    """The checkpoint that a person means by `url`: a checkpoint's own folder, or a run's, of which the best.
+
+    Raises:
+        UserError: there is no complete checkpoint.
+    """
+    if storage.exists(storage.join(url, MANIFEST)):
+        manifest = _read_manifest(url)
+        if manifest is None:
+            raise UserError(f"{url}: its {MANIFEST} is not that of a checkpoint")
+        return Found(url.rstrip("/"), manifest)
+    found = best(url) or newest(url)
+    if found is None:
+        raise UserError(f"{url}: neither a complete checkpoint nor a run that has one")
+    return found
+
+
+def read_part(found: Found, name: str) -> bytes:
+    """The bytes of one part, compared with the manifest.
+
+    Raises:
+        UserError: the part is missing or damaged.
+    """
+    data = storage.read_bytes(storage.join(found.url, name))
+    if hashlib.sha256(data).hexdigest() != found.manifest.files[name]["sha256"]:
+        raise UserError(f"{found.url}: {name} is damaged; its content is not what was saved")
+    return data
+
+
+def retain(run_url: str, keep: int) -> None:
+    """Delete all checkpoints but the newest `keep` and the best, and what torn uploads left; manifests go first.
+
+    Only for the one writer of a run, while it writes nothing.
+    """
+    root, found = storage.join(run_url, FOLDER), find_all(run_url)
+    kept = {one.url for one in found[-keep:]} | {one.url for one in [best_of(found)] if one}
+    for name in {name.partition("/")[0] for name in storage.list_files(root)}:
+        url = storage.join(root, name)
+        if url not in kept:
+            storage.delete(storage.join(url, MANIFEST))
+            storage.delete(url)
+
+
+class Writer:
+    """Saves checkpoints in the background, one at a time, so that training goes on during the upload."""
+
+    def __init__(self, run_url: str, keep: int) -> None:
+        self._run_url, self._keep = run_url, keep
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+
+    def save(self, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
+        """Start saving; first waits for the one before, and raises what went wrong with it."""
+        self.wait()
+        self._pending = self._pool.submit(self._save, manifest, parts)
+
+    def wait(self) -> None:
+        """Return when what was given to `save` is complete on storage; raises what went wrong."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _save(self, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
+        save(self._run_url, manifest, parts)
+        retain(self._run_url, self._keep)
+
+
+def _read_manifest(url: str) -> Manifest | None:
+    try:
+        return Manifest(**json.loads(storage.read_bytes(storage.join(url, MANIFEST))))
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,296 @@
+"""One rank's part in a run: from the newest checkpoint, step by step, to the end or to a wish to stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from parrot_dist import config as configuration
+from parrot_dist.config import Config
+from parrot_dist.data.plan import EpochPlan
+from parrot_dist.data.stream import Skipped, Utterance
+from parrot_dist.errors import UserError
+from parrot_dist.fusion import row_keys
+from parrot_dist.reporting import history
+from parrot_dist.reporting.history import EpochRecord
+from parrot_dist.reporting.metrics import score
+from parrot_dist.training import checkpoint
+from parrot_dist.training.checkpoint import Found, Manifest, Writer
+from parrot_dist.training.inference import Place, autocast, infer, open_stream, row_numbers, to_tensors
+from parrot_dist.training.model import ParrotModel, build_model, describe_encoders
+from parrot_dist.training.monitor import Kind
+from parrot_dist.training.reference import fit_reference
+from parrot_dist.training.snapshot import State, dump_parts, restore
+from parrot_dist.training.task import Task, open_task
+
+STEP_REPORT_SECONDS = 0.25  # often enough for a bar, too seldom to load the monitor
+
+
+class Stopped(Exception):  # noqa: N818  not an error: somebody asked for it
+    """The run was asked to stop, and has saved a checkpoint."""
+
+
+class Reporter(Protocol):
+    """Who is told of the run, and may wish it to stop."""
+
+    def put(self, kind: Kind, **data: Any) -> None:
+        """Take an event."""
+
+    def stop_wanted(self) -> bool:
+        """Whether the run shall save a checkpoint and leave."""
+
+
+def train_rank(config: Config, place: Place, reporter: Reporter, on_epoch: Callable[[EpochRecord], None]) -> None:
+    """Train as the rank at `place`, from the newest checkpoint of the run; every rank makes this call.
+
+    Raises:
+        Stopped: `reporter` asked for it.
+        UserError: the settings, the data or the numbers do not allow to go on.
+    """
+    # A fixed number of threads: sums are cut into as many parts, and the same run must give the same bits.
+    torch.set_num_threads(config.scale.cpus_per_worker)
+    task, model = open_task(config), build_model(config)
+    # One rank looks, since a listing may change between two looks.
+    found = place.collect(checkpoint.newest(config.run_url) if place.rank == 0 else None)[0]
+    if place.rank == 0:
+        start = f"going on from step {found.manifest.step} ({found.url})" if found else "starting"
+        reporter.put("message", text=f"{start} on {place.world_size} workers")
+    Loop(task, model, place, reporter, on_epoch).run(found)
+
+
+@dataclass
+class Clock:
+    """Where the time of an epoch goes, in seconds; starts anew when a run resumes."""
+
+    began: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    trained: float = 0.0
+    utterances: int = 0
+
+
+class Loop:
+    """The training of one rank. All ranks make the same calls in the same order."""
+
+    def __init__(
+        self, task: Task, model: ParrotModel, place: Place, reporter: Reporter, on_epoch: Callable[[EpochRecord], None]
+    ) -> None:
+        self.task, self.place, self.reporter, self.on_epoch = task, place, reporter, on_epoch
+        self.config: Config = task.config
+        self.model = model.to(place.device)
+        self.optimizer = build_optimizer(model, self.config)
+        self.scaler = torch.amp.GradScaler(place.device.type, enabled=self.config.optim.precision == "fp16")
+        self.state = State()
+        self.clock = Clock()
+        self.writer = Writer(self.config.run_url, self.config.checkpoint.keep)
+        self.named: set[str] = set()
+        self.reported = 0.0
+
+    def run(self, found: Found | None) -> None:
+        """Train from `found` (None: from the beginning) to the end.
+
+        Raises:
+            Stopped: the driver asked for it.
+            UserError: the data or the numbers do not allow to go on.
+        """
+        if found is not None:
+            self.state = restore(found, self.model, self.optimizer, self.scaler)
+        self.network = wrap(self.model, self.place)
+        while not self.finished:
+            self._train_epoch()
+            self._end_epoch()
+        self.writer.wait()
+
+    @property
+    def finished(self) -> bool:
+        """All epochs are done, or the validation UAR has not risen for `optim.patience` of them."""
+        optim, uars = self.config.optim, [record.uar for record in self.state.history]
+        waited = len(uars) - 1 - int(np.argmax(uars)) if uars else 0
+        return self.state.epoch >= optim.epochs or 0 < optim.patience <= waited
+
+    def _train_epoch(self) -> None:
+        self.clock = Clock()
+        self.model.train()
+        plan = self.task.training_plan(self.state.epoch)
+        batches = open_stream(self.task, plan, self.place, self.state.epoch_step)
+        for epoch_step in range(self.state.epoch_step, plan.steps):
+            began = time.perf_counter()
+            utterances, skipped, failure = self._next_batch(batches)
+            self.clock.waited += time.perf_counter() - began
+            sizes = self._agree(utterances, skipped, failure, plan)
+            if sum(sizes):
+                self._step(utterances, sizes, plan, epoch_step)
+            self.state.step += 1
+            self.state.epoch_step = epoch_step + 1
+            every = self.config.checkpoint.every_steps
+            if every and self.state.step % every == 0 and self.state.epoch_step < plan.steps:
+                self._save(score=None)
+        self.clock.trained = time.perf_counter() - self.clock.began
+
+    def _next_batch(
+        self, batches: Iterator[tuple[list[Utterance], list[Skipped]]]
+    ) -> tuple[list[Utterance], list[Skipped], str | None]:
+        try:
+            utterances, skipped = next(batches)
+        except UserError as error:  # the other ranks must hear of it, or they would wait for this one
+            return [], [], str(error)
+        return utterances, skipped, None
+
+    def _agree(
+        self, utterances: list[Utterance], skipped: list[Skipped], failure: str | None, plan: EpochPlan
+    ) -> list[int]:
+        """The rows of every rank in this step, once no rank has a reason to leave: all leave together or none."""
+        for one in skipped:
+            if one.key not in self.named:
+                self.named.add(one.key)
+                self.reporter.put("message", text=f"skipped {one.key}: {one.reason}")
+        stop = self.place.rank == 0 and self.reporter.stop_wanted()
+        facts = self.place.exchange([len(utterances), len(skipped), failure is not None, stop])
+        rows, broken, failed, stopped = facts.T
+        if failed.any():
+            raise UserError(next(text for text in self.place.collect(failure) if text))
+        if stopped.any():
+            self._save(score=None)
+            self.writer.wait()
+            raise Stopped
+        self.state.skipped += int(broken.sum())
+        if self.state.skipped > self.config.data.max_broken * len(plan.order):
+            names = sorted(name for part in self.place.collect(self.named) for name in part)
+            raise UserError(
+                f"data.max_broken: {self.state.skipped} of {len(plan.order)} utterances of "
+                f"{self.config.data.shards} cannot be read, more than {self.config.data.max_broken:.1%}: "
+                + ", ".join(names[:20])
+            )
+        return rows.tolist()  # type: ignore[no-any-return]
+
+    def _step(self, utterances: list[Utterance], sizes: list[int], plan: EpochPlan, epoch_step: int) -> None:
+        rows = row_numbers(utterances)
+        labels = torch.from_numpy(self.task.labels[rows.numpy()]).to(self.place.device)
+        keys = row_keys(self.config.seed, self.state.step, rows).to(self.place.device)
+        with autocast(self.config.optim.precision, self.place.device):
+            logits = self.network(to_tensors(utterances, self.place.device), keys, sizes)
+        # DDP averages over ranks what has to be a mean over the rows of all of them.
+        loss = F.cross_entropy(logits, labels, reduction="sum") * (self.place.world_size / sum(sizes))
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        value = self._check(loss, plan, epoch_step)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._account(value, sum(sizes), plan, epoch_step)
+
+    def _check(self, loss: Tensor, plan: EpochPlan, epoch_step: int) -> float:
+        """The loss of the global batch, once it and the gradients are found sound; clips the gradients."""
+        trained = self.model.trained()
+        if not self.state.checked:
+            without = [name for name, parameter in trained.items() if parameter.grad is None]
+            if without:
+                raise UserError(f"no gradient reaches {', '.join(without[:5])}: freeze them (encoders.*.unfreeze)")
+            self.state.checked = True
+        self.scaler.unscale_(self.optimizer)
+        clip = self.config.optim.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(trained.values(), clip if clip > 0 else float("inf"))
+        value = self.place.mean(loss.detach())
+        # Loss scaling meets infinite gradients on purpose, and skips their step.
+        if not np.isfinite(value) or not (self.scaler.is_enabled() or torch.isfinite(norm)):
+            keys = self.task.index.key[plan.global_batch(epoch_step)]
+            raise UserError(
+                f"the loss of step {self.state.step} is {value} and its gradient's norm {float(norm)}; "
+                f"the batch was {', '.join(map(str, keys))}"
+            )
+        return value
+
+    def _account(self, loss: float, rows: int, plan: EpochPlan, epoch_step: int) -> None:
+        self.state.loss_sum += loss * rows
+        self.state.seen += rows
+        self.clock.utterances += rows
+        error = self.model.head.marginal_error
+        if error is not None:
+            self.state.marginal_error = max(self.state.marginal_error, float(error))
+        now = time.perf_counter()
+        if self.place.rank == 0 and now - self.reported > STEP_REPORT_SECONDS:
+            self.reported = now
+            self.reporter.put(
+                "step",
+                epoch=self.state.epoch + 1,
+                step=epoch_step + 1,
+                steps=plan.steps,
+                loss=self.state.loss_sum / self.state.seen,
+                rate=self.clock.utterances / (now - self.clock.began),
+            )
+
+    def _end_epoch(self) -> None:
+        record = self._validate()
+        self.state.close_epoch(record)
+        self._save(score=record.uar)
+        if self.place.rank == 0:
+            self.reporter.put("epoch", record=history.to_json([record])[0])
+        self.on_epoch(record)
+
+    def _validate(self) -> EpochRecord:
+        self.model.eval()
+        rows, logits, _ = infer(
+            self.task, self.task.parts.validation, self.place, lambda waves, sizes: self.model(waves, None, sizes)
+        )
+        labels = self.task.labels[rows]
+        scores = score(labels, logits.argmax(1), len(self.config.data.classes))
+        loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels))
+        trained = max(self.clock.trained, 1e-9)
+        waited = float(np.mean(self.place.collect(self.clock.waited)))
+        return EpochRecord(
+            epoch=self.state.epoch + 1,
+            step=self.state.step,
+            train_loss=self.state.loss_sum / max(self.state.seen, 1),
+            val_loss=float(loss),
+            accuracy=scores.accuracy,
+            uar=scores.uar,
+            macro_f1=scores.macro_f1,
+            utterances_per_second=self.clock.utterances / trained,
+            data_wait=waited / trained,
+            seconds=time.perf_counter() - self.clock.began,
+            marginal_error=self.state.marginal_error if self.model.head.needs_reference else None,
+        )
+
+    def _save(self, score: float | None) -> None:
+        """Start a checkpoint of what is now; every rank calls, the first one writes."""
+        reference = fit_reference(self.task, self.model, self.place) if score is not None else None
+        if self.place.rank != 0:
+            return
+        manifest = Manifest(
+            step=self.state.step,
+            epoch=self.state.epoch,
+            epoch_step=self.state.epoch_step,
+            score=score,
+            finished=self.finished,
+            classes=list(self.config.data.classes),
+            encoders=describe_encoders(self.model),
+            index_digest=self.task.index.digest,
+        )
+        parts: dict[str, Any] = dump_parts(self.state, self.model, self.optimizer, self.scaler, reference)
+        self.writer.save(manifest, parts | {"config.yaml": configuration.dumps(self.config).encode()})
+
+
+def build_optimizer(model: ParrotModel, config: Config) -> torch.optim.Optimizer:
+    """Adam (the paper's) with the head's learning rate and each branch's own for its unfrozen part."""
+    groups = [{"params": list(model.head.parameters()), "lr": config.optim.lr}]
+    for branch, encoder in model.branches():
+        unfrozen = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+        if unfrozen:
+            groups.append({"params": unfrozen, "lr": getattr(config.encoders, branch).lr})
+    return torch.optim.Adam(groups, weight_decay=config.optim.weight_decay)
+
+
+def wrap(model: ParrotModel, place: Place) -> DistributedDataParallel:
+    """`model` under DDP, which neither sends nor keeps what is frozen: every rank has loaded the same."""
+    trained = model.trained()
+    frozen = [name for name, _ in [*model.named_parameters(), *model.named_buffers()] if name not in trained]
+    # The list that DDP documents for this; without it all weights of the encoders are broadcast at the start.
+    model._ddp_params_and_buffers_to_ignore = frozen  # type: ignore[assignment]
+    devices = [place.device] if place.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices)

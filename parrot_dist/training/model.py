@@ -1,0 +1,157 @@
+"""The whole network of a run: two encoder branches and the head over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from parrot_dist import config as configuration
+from parrot_dist.config import Config
+from parrot_dist.data.audio import SAMPLE_RATE
+from parrot_dist.encoders import Encoder, load_encoder
+from parrot_dist.errors import UserError
+from parrot_dist.fusion import Head, Reference, build_head
+from parrot_dist.training import checkpoint
+from parrot_dist.training.checkpoint import Found
+
+MODEL_PART, REFERENCE_PART, CONFIG_PART = "model.safetensors", "reference.safetensors", "config.yaml"
+SINGLE_BRANCH_HEADS = ("fcn", "cnn")
+
+
+class ParrotModel(nn.Module):
+    """Waveforms to logits. A head that listens to one branch has only that encoder."""
+
+    def __init__(self, encoders: dict[str, Encoder], head: Head) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict(encoders)
+        self.head = head
+
+    def forward(self, waveforms: list[Tensor], keys: Tensor | None = None, sizes: list[int] | None = None) -> Tensor:
+        """Logits (b, C) of this rank's rows of a global batch, see `Head.forward`.
+
+        Args:
+            waveforms: one (samples,) float32 tensor at 16 kHz per row; none on a rank that the batch does not reach.
+            keys: (b,) int64, what each row's dropout is drawn from; needed in training.
+            sizes: the number of rows of every rank.
+        """
+        logits: Tensor = self.head(*self.embed(waveforms), keys, sizes)
+        return logits
+
+    def embed(self, waveforms: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The embeddings (b, Dm) and (b, Da) of the two branches; of no width for a branch that is not there."""
+        return self._embed_branch("mamba", waveforms), self._embed_branch("attention", waveforms)
+
+    def _embed_branch(self, branch: str, waveforms: list[Tensor]) -> Tensor:
+        device = next(self.parameters()).device
+        if branch not in self.encoders:
+            return torch.empty(len(waveforms), 0, device=device)
+        # A rank without rows still runs, and drops, one second of silence: DDP waits for a gradient from every rank.
+        batch = waveforms or [torch.zeros(SAMPLE_RATE, device=device)]
+        embedding: Tensor = self.encoders[branch](batch)
+        return embedding[: len(waveforms)]
+
+    def branches(self) -> Iterator[tuple[str, Encoder]]:
+        """The encoders that are there, by branch."""
+        for branch, encoder in self.encoders.items():
+            assert isinstance(encoder, Encoder)
+            yield branch, encoder
+
+    def trained(self) -> dict[str, Tensor]:
+        """Name -> parameter of all that training changes: the head and what is unfrozen."""
+        return {name: tensor for name, tensor in self.named_parameters() if tensor.requires_grad}
+
+
+def build_model(config: Config) -> ParrotModel:
+    """The network before training: encoders as published, the head's weights drawn from `config.seed`.
+
+    Raises:
+        UserError: an encoder's source holds no checkpoint of its kind, or its `unfreeze` names nothing.
+    """
+    encoders = {}
+    for branch in used_branches(config):
+        settings = getattr(config.encoders, branch)
+        encoder = load_encoder(settings.source, readout=settings.readout, revision=settings.revision)
+        encoder.unfreeze(settings.unfreeze)
+        encoders[branch] = encoder
+    torch.manual_seed(config.seed)
+    return ParrotModel(encoders, _build_head(config, {branch: encoder.dim for branch, encoder in encoders.items()}))
+
+
+def used_branches(config: Config) -> tuple[str, ...]:
+    """The branches that the configured head listens to."""
+    return (config.fusion.branch,) if config.fusion.name in SINGLE_BRANCH_HEADS else ("mamba", "attention")
+
+
+def _build_head(config: Config, dims: dict[str, int]) -> Head:
+    fusion = config.fusion
+    return build_head(
+        fusion.name,
+        dims.get("mamba", 0),
+        dims.get("attention", 0),
+        len(config.data.classes),
+        branch=fusion.branch,
+        epsilon=fusion.epsilon,
+        iterations=fusion.iterations,
+        dropout=fusion.dropout,
+        cost=fusion.cost,
+        transport_scope=fusion.transport_scope,
+    )
+
+
+def dump_trained(model: ParrotModel) -> bytes:
+    """The trained parameters as safetensors."""
+    return save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in model.trained().items()})
+
+
+def load_trained(model: ParrotModel, data: bytes) -> None:
+    """Put back what `dump_trained` gave.
+
+    Raises:
+        UserError: the parameters are not those of this model.
+    """
+    tensors, own = load_tensors(data), model.trained()
+    if {name: tensor.shape for name, tensor in tensors.items()} != {name: own[name].shape for name in own}:
+        raise UserError("the checkpoint's parameters are not those of the configured model")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+def load_checkpoint(found: Found) -> tuple[Config, ParrotModel, Reference | None]:
+    """The configuration, the network in eval mode, and the reference rows of a checkpoint.
+
+    Raises:
+        UserError: a part is damaged, or a base encoder is no longer the one that was trained on.
+    """
+    config = configuration.loads(checkpoint.read_part(found, CONFIG_PART).decode())
+    model = build_model(config)
+    check_encoders(model, found)
+    load_trained(model, checkpoint.read_part(found, MODEL_PART))
+    reference = None
+    if REFERENCE_PART in found.manifest.files:
+        reference = Reference.from_tensors(load_tensors(checkpoint.read_part(found, REFERENCE_PART)))
+    return config, model.eval(), reference
+
+
+def check_encoders(model: ParrotModel, found: Found) -> None:
+    """Compare the base encoders with those a checkpoint was trained on.
+
+    Raises:
+        UserError: a source now holds other weights.
+    """
+    for branch, encoder in model.branches():
+        recorded = found.manifest.encoders[branch]
+        if encoder.digest != recorded["digest"]:
+            raise UserError(
+                f"encoders.{branch}.source: {encoder.spec} holds other weights than those that {found.url} "
+                f"was trained on (SHA-256 {encoder.digest[:12]}, was {recorded['digest'][:12]})"
+            )
+
+
+def describe_encoders(model: ParrotModel) -> dict[str, dict[str, str]]:
+    """Branch -> source and digest, for a manifest."""
+    return {branch: {"source": encoder.spec, "digest": encoder.digest} for branch, encoder in model.branches()}

@@ -1,0 +1,52 @@
+"""What comes before a run: everything that can be known to be wrong without a worker."""
+
+from __future__ import annotations
+
+from parrot_dist import config as configuration
+from parrot_dist import storage
+from parrot_dist.config import Config
+from parrot_dist.errors import UserError
+from parrot_dist.training import checkpoint
+from parrot_dist.training.checkpoint import Found
+from parrot_dist.training.model import CONFIG_PART, build_model, check_encoders
+from parrot_dist.training.task import check_task, open_task
+
+
+def prepare(config: Config) -> bool:
+    """Find everything that can be wrong before a worker starts, and write down the resolved configuration.
+
+    Returns whether there is anything to do: not if the run is complete, which is then said.
+
+    Raises:
+        UserError: the store, the corpus, an encoder or an earlier run of this name does not fit the configuration.
+    """
+    storage.check_writable(config.output)
+    check_task(open_task(config))
+    model = build_model(config)
+    newest = checkpoint.newest(config.run_url)
+    if newest is not None:
+        earlier = configuration.loads(checkpoint.read_part(newest, CONFIG_PART).decode())
+        changed = configuration.differences(earlier, config)
+        if changed:
+            raise UserError(
+                f"name: {config.run_url} is a run with other settings; give this one another name=...\n"
+                + "\n".join(f"  {change}" for change in changed)
+            )
+        check_encoders(model, newest)
+        if newest.manifest.finished and newest.manifest.epoch >= config.optim.epochs:
+            print(f"{config.run_url} is complete after {newest.manifest.epoch} epochs; nothing to do")
+            print_places(config)
+            return False
+    storage.write_bytes(storage.join(config.run_url, CONFIG_PART), configuration.dumps(config).encode())
+    return True
+
+
+def print_places(config: Config) -> None:
+    """Print where the run's checkpoints are."""
+    print(f"newest checkpoint: {url_of(checkpoint.newest(config.run_url))}")
+    print(f"best checkpoint:   {url_of(checkpoint.best(config.run_url))}")
+
+
+def url_of(found: Found | None) -> str:
+    """Where `found` is, for a person."""
+    return found.url if found else "the beginning: nothing was saved yet"

@@ -1,0 +1,121 @@
+"""The evaluation of a checkpoint as files: scores, predictions, confusion matrix and the report of its run."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from parrot_dist import config as configuration
+from parrot_dist import storage
+from parrot_dist.config import Config
+from parrot_dist.errors import UserError
+from parrot_dist.reporting.plots import confusion_svg
+from parrot_dist.reporting.predictions import predictions_table, to_parquet
+from parrot_dist.reporting.report import BATCH, REFERENCE, Report, Result, render_report
+from parrot_dist.reporting.table import scores_json
+from parrot_dist.training import checkpoint
+from parrot_dist.training.checkpoint import Found
+from parrot_dist.training.evaluation import Evaluation, evaluate, evaluate_prosody, softmax
+from parrot_dist.training.inference import Place
+from parrot_dist.training.model import load_checkpoint
+from parrot_dist.training.snapshot import read_history
+from parrot_dist.training.task import Task, open_task
+
+MODES = {"batch": BATCH, "reference": REFERENCE}
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where an evaluation went."""
+
+    checkpoint: str
+    classes: list[str]
+    places: list[str]
+
+
+def evaluate_checkpoint(url: str, split: str, transport: str | None, out: Path | None) -> tuple[Result, Published]:
+    """Evaluate the checkpoint at `url` on a split and write everything about it; returns the headline.
+
+    Raises:
+        UserError: no checkpoint there, its corpus or encoders are gone or changed, or it has no reference rows.
+    """
+    found = checkpoint.locate(url)
+    config, model, reference = load_checkpoint(found)
+    if transport == "reference" and reference is None and model.head.needs_reference:
+        raise UserError(f"{found.url}: saved within an epoch, without reference rows; take one from an epoch's end")
+    task = open_task(config)
+    if task.index.digest != found.manifest.index_digest:
+        raise UserError(f"{config.data.shards}: the corpus has changed since {found.url} was trained on it")
+    place = Place(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(place.device)
+    rows = getattr(task.parts, split)
+    evaluation = evaluate(task, model, reference, rows, place)
+    results = evaluation.results(task)
+    results.sort(key=lambda result: result.mode != MODES.get(transport or "", result.mode))
+    run_url = found.url.rpartition(f"/{checkpoint.FOLDER}/")[0] or found.url
+    report = _report(found, run_url, split, task, evaluation, results, place)
+    files = _files(report, task, evaluation, results[0])
+    remote = storage.join(run_url, "evaluation", f"step-{found.manifest.step:08d}-{split}")
+    local = out or Path("runs") / config.name
+    for name, data in files.items():
+        storage.write_bytes(storage.join(remote, name), data)
+        storage.write_bytes(str(local / name), data)
+    places = [storage.join(remote, "report.html"), str(local / "report.html")]
+    return results[0], Published(found.url, list(config.data.classes), places)
+
+
+def _report(
+    found: Found, run_url: str, split: str, task: Task, evaluation: Evaluation, results: list[Result], place: Place
+) -> Report:
+    config = task.config
+    return Report(
+        name=config.name,
+        checkpoint=found.url,
+        classes=config.data.classes,
+        split=split,
+        results=results,
+        speakers=len(set(task.index.speaker[evaluation.rows].tolist())),
+        corpora=sorted(set(task.index.corpus[evaluation.rows].tolist())),
+        history=read_history(checkpoint.newest(run_url) or found),
+        configuration=configuration.dumps(config),
+        versions={"python": platform.python_version()}
+        | {name: version(name) for name in ("parrot-dist", "torch", "transformers", "ray", "POT")},
+        commands=_commands(found, config, run_url),
+        prosody=None if split == "train" else evaluate_prosody(task, evaluation.rows, place),
+    )
+
+
+def _commands(found: Found, config: Config, run_url: str) -> dict[str, str]:
+    settings = storage.join(run_url, "config.yaml")
+    return {
+        "get the configuration": f'python -c "from parrot_dist import storage; '
+        f"print(storage.read_bytes('{settings}').decode())\" > {config.name}.yaml",
+        "train again": f"python -m parrot_dist.train --config {config.name}.yaml name={config.name}-again",
+        "evaluate": f"python -m parrot_dist.evaluate {found.url}",
+        "predict": f"python -m parrot_dist.predict {found.url} clip.wav",
+    }
+
+
+def _files(report: Report, task: Task, evaluation: Evaluation, headline: Result) -> dict[str, bytes]:
+    index, rows = task.index, evaluation.rows
+    table = predictions_table(
+        index.key[rows].tolist(),
+        index.speaker[rows].tolist(),
+        index.language[rows].tolist(),
+        index.corpus[rows].tolist(),
+        task.labels[rows],
+        softmax(evaluation.logits[headline.mode]),
+        report.classes,
+    )
+    scores = {result.mode: scores_json(result.scores, result.intervals, report.classes) for result in report.results}
+    return {
+        "report.html": render_report(report).encode(),
+        "scores.json": json.dumps(scores, indent=1).encode(),
+        "confusion.svg": confusion_svg(headline.scores.confusion, report.classes).encode(),
+        "predictions.parquet": to_parquet(table),
+    }

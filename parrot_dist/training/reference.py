@@ -1,0 +1,30 @@
+"""The reference rows of a checkpoint: training utterances against which single ones are transported."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from parrot_dist.fusion import PairHead, Reference, pick_reference
+from parrot_dist.training.inference import Place, infer
+from parrot_dist.training.model import ParrotModel
+from parrot_dist.training.task import Task
+
+
+def fit_reference(task: Task, model: ParrotModel, place: Place) -> Reference | None:
+    """The reference of `model` as it is now, from `fusion.reference_rows` training utterances, as many of each class
+    as there are; the same on every rank. None for a head that transports nothing.
+    """
+    head, fusion = model.head, task.config.fusion
+    if not isinstance(head, PairHead) or not head.needs_reference:
+        return None
+    train = task.parts.train
+    rows = train[pick_reference(task.labels[train], fusion.reference_rows, task.config.seed)]
+
+    def both(waveforms: list[Tensor], sizes: list[int]) -> Tensor:
+        return torch.cat(head.rows(*model.embed(waveforms)), 1)
+
+    model.eval()
+    _, values, _ = infer(task, rows, place, both)
+    R_p, R_q = torch.from_numpy(values).chunk(2, dim=1)
+    return Reference.fit(R_p.contiguous(), R_q.contiguous(), fusion.epsilon, fusion.cost)

@@ -1,0 +1,84 @@
+"""What a configuration means on a corpus: the index, its classes and its split, checked before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from parrot_dist.config import Config
+from parrot_dist.data.index import Index, check_index, read_index
+from parrot_dist.data.plan import EpochPlan, Rows, sequential_epoch, shuffled_epoch
+from parrot_dist.data.split import Parts, split_speakers
+from parrot_dist.data.stream import Corpus
+from parrot_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Task:
+    """The samples of a run.
+
+    Attributes:
+        labels: (n,) class number of each row of the index.
+        parts: which rows train, validate and test.
+    """
+
+    config: Config
+    index: Index
+    corpus: Corpus
+    labels: Rows
+    parts: Parts
+
+    def training_plan(self, epoch: int) -> EpochPlan:
+        """Epoch `epoch`, counted from 0, of training."""
+        data = self.config.data
+        return shuffled_epoch(
+            self.corpus.layout,
+            self.parts.train,
+            seed=self.config.seed,
+            epoch=epoch,
+            lanes=data.lanes,
+            batch_size=self.config.optim.batch_size,
+            window=data.window,
+            drop_last=data.last_batch == "drop",
+        )
+
+    def evaluation_plan(self, rows: Rows) -> EpochPlan:
+        """Every one of `rows` once."""
+        data = self.config.data
+        return sequential_epoch(
+            self.corpus.layout, rows, lanes=data.lanes, batch_size=self.config.optim.batch_size, window=data.window
+        )
+
+
+def open_task(config: Config) -> Task:
+    """Read the index of `config.data.shards` and split it.
+
+    Raises:
+        UserError: no corpus there, labels that the classes do not cover, too few speakers or too few samples.
+    """
+    index = read_index(config.data.shards)
+    strange = sorted(set(index.label.tolist()) - set(config.data.classes))
+    if strange:
+        raise UserError(
+            f"data.classes: {config.data.shards} holds utterances labelled {', '.join(strange)}, "
+            f"which is not among {', '.join(config.data.classes)}"
+        )
+    number = {name: i for i, name in enumerate(config.data.classes)}
+    labels = np.array([number[name] for name in index.label.tolist()], np.int64)
+    parts = split_speakers(index, config.data.split, config.seed)
+    if len(parts.train) < config.optim.batch_size:
+        raise UserError(
+            f"optim.batch_size: {config.data.shards} has {len(parts.train)} training utterances, "
+            f"fewer than one global batch of {config.optim.batch_size}"
+        )
+    return Task(config, index, Corpus.of(config.data.shards, index), labels, parts)
+
+
+def check_task(task: Task) -> None:
+    """Compare the index with the shards on storage.
+
+    Raises:
+        UserError: they do not belong together.
+    """
+    check_index(task.config.data.shards, task.index)

@@ -1,0 +1,43 @@
+"""What Ray Train runs in every worker: one rank of the job."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import ray.train
+import ray.train.torch
+
+from parrot_dist import config as configuration
+from parrot_dist.errors import UserError
+from parrot_dist.reporting.history import EpochRecord
+from parrot_dist.training.inference import Place
+from parrot_dist.training.loop import Stopped, train_rank
+from parrot_dist.training.monitor import Reporter
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """Train as one rank; `settings` holds the configuration as YAML and the handle of the `Monitor`.
+
+    What a person must mend is told to the driver and not raised: Ray Train would try it again.
+    """
+    reporter = Reporter(settings["monitor"])
+    try:
+        train_rank(configuration.loads(settings["config"]), _place(), reporter, _report)
+        outcome: dict[str, str] = {"how": "finished"}
+    except Stopped:
+        outcome = {"how": "stopped"}
+    except UserError as error:
+        outcome = {"how": "failed", "why": str(error)}
+    reporter.put_and_wait("end", **outcome)
+
+
+def _place() -> Place:
+    context = ray.train.get_context()
+    return Place(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+
+
+def _report(record: EpochRecord) -> None:
+    # ASYNC: the default waits for the controller's next poll, up to two seconds, on every call.
+    mode = ray.train.CheckpointUploadMode.ASYNC
+    ray.train.report(asdict(record), checkpoint_upload_mode=mode)
