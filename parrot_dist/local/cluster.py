@@ -18,7 +18,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +65,9 @@ class RayHead:
         working_dir: Path,
         runtime_env: Path | None = None,
         submission_id: str | None = None,
+        show: Callable[[str], None] = print,
     ) -> int:
-        """Run `ray job submit` with its output going to this process's; the exit code of `command` itself.
+        """Run `ray job submit`, each line of its output given to `show`; the exit code of `command` itself.
 
         When this process is interrupted (KeyboardInterrupt, SystemExit), the job is asked to stop and awaited first,
         so that it can write a checkpoint.
@@ -79,17 +80,20 @@ class RayHead:
             raise UserError(f"there has been a job {name} on this cluster; each submission needs an id of its own")
         options = ["--submission-id", name, "--working-dir", str(working_dir)]
         options += ["--runtime-env", str(runtime_env)] if runtime_env else []
-        submission = ["ray", "job", "submit", *options, "--", *command]
+        # Less than errors is about every file that .rayignore leaves out.
+        submission = ["ray", "--logging-level", "error", "job", "submit", *options, "--", *command]
         env = client_environment(self.env)
         # In a session of its own Ctrl-C does not reach it, and the output goes on until the job has ended.
-        with subprocess.Popen(submission, env=env, start_new_session=True) as process:
+        with subprocess.Popen(
+            submission, env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
             try:
-                process.wait()
+                _relay(process, show)
             except BaseException:
                 stop = ["ray", "job", "stop", name]
                 if subprocess.run(stop, env=env, capture_output=True, start_new_session=True).returncode:
                     process.terminate()  # the cluster has not got the job yet
-                process.wait()
+                _relay(process, show)
                 raise
         job = self._job(name)
         if job is None:
@@ -112,6 +116,13 @@ class RayHead:
                 return None
             raise
         return job
+
+
+def _relay(process: subprocess.Popen[str], show: Callable[[str], None]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        show(line.rstrip())
+    process.wait()
 
 
 @contextmanager

@@ -7,17 +7,18 @@ done is kept in `.demo`, so a second run goes on from where the first one came t
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
-from types import FrameType
 
 from parrot_dist import config
 from parrot_dist.errors import exits_cleanly
 from parrot_dist.local.cluster import ray_head
+from parrot_dist.local.process import exit_on_sigterm
 from parrot_dist.local.s3 import s3_server
+from parrot_dist.reporting.progress import Follower
 
 FOLDER = Path(".demo")
 JOB = "jobs/demo.yaml"
@@ -29,7 +30,7 @@ def main() -> int:
     """Run the demo; `key=value` words go to the training job."""
     words = sys.argv[1:]
     settings = config.load(JOB, words)
-    signal.signal(signal.SIGTERM, _leave)
+    exit_on_sigterm()
     began = time.monotonic()
     with s3_server(FOLDER / "s3") as server:
         os.environ |= server.env
@@ -40,11 +41,12 @@ def main() -> int:
         with ray_head(FOLDER / "ray", server.env, num_cpus=CPUS) as head:
             command = ["python", "-m", "parrot_dist.train", "--config", JOB, *words]
             _say(f"ray job submit --working-dir . -- {' '.join(command)}", f"dashboard: {head.dashboard}")
-            code = head.submit(command, Path(), Path("jobs/runtime_env.yaml"))
+            with closing(Follower()) as follower:
+                code = head.submit(command, Path(), Path("jobs/runtime_env.yaml"), show=follower.show)
         if code:
             return code
         _run("parrot_dist.evaluate", settings.run_url)
-        clips = sorted((FOLDER / "spoken").rglob("*.wav"))[:: 400]
+        clips = sorted((FOLDER / "spoken").rglob("*.wav"))[::400]
         _run("parrot_dist.predict", settings.run_url, *map(str, clips))
     _say(f"done in {time.monotonic() - began:.0f} s; open runs/{settings.name}/report.html")
     return 0
@@ -60,10 +62,6 @@ def _run(module: str, *arguments: str) -> None:
 
 def _say(*lines: str) -> None:
     print("\n" + "\n".join(f"» {line}" for line in lines), flush=True)
-
-
-def _leave(number: int, _: FrameType | None) -> None:
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

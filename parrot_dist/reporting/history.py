@@ -23,7 +23,6 @@ class EpochRecord:
         data_wait: share of the training time, 0 to 1, that the ranks waited for data.
         seconds: training and validation together.
         marginal_error: largest deviation of the transport plan's marginals in the epoch; None without a plan.
-        learning_rate: at the end of the epoch, where it is worth showing.
     """
 
     epoch: int
@@ -37,7 +36,6 @@ class EpochRecord:
     data_wait: float
     seconds: float
     marginal_error: float | None = None
-    learning_rate: float | None = None
 
 
 def line(record: EpochRecord, epochs: int) -> str:
@@ -45,8 +43,8 @@ def line(record: EpochRecord, epochs: int) -> str:
     width = len(str(epochs))
     columns = [
         f"epoch {record.epoch:{width}d}/{epochs}",
-        f"loss {record.train_loss:6.4f}",
-        f"val loss {record.val_loss:6.4f}",
+        f"loss {record.train_loss:6.3f}",
+        f"val {record.val_loss:6.3f}",
         f"accuracy {record.accuracy:5.3f}",
         f"UAR {record.uar:5.3f}",
         f"macro-F1 {record.macro_f1:5.3f}",
@@ -55,7 +53,7 @@ def line(record: EpochRecord, epochs: int) -> str:
         f"{record.seconds:6.1f} s",
     ]
     if record.marginal_error is not None:
-        columns.append(f"marginals off by {record.marginal_error:.1e}")
+        columns.append(f"marginals {record.marginal_error:.0e}")
     return "  ".join(columns)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 LINES_PER_EPOCH = 10
+LINE = re.compile(r"epoch +(\d+)/(\d+)  step +(\d+)/(\d+)  loss +(?P<loss>\S+) +(?P<rate>\S+) utt/s")
+"""What `Progress` writes where there is no terminal."""
 
 
 class Progress:
@@ -72,3 +76,26 @@ class Progress:
             self._task = self._bar.add_task(heading, total=total, completed=completed, state=state)
             self._bar.start()
         self._bar.update(self._task, description=heading, total=total, completed=completed, state=state)
+
+
+class Follower:
+    """Shows the log of a job that runs elsewhere; on a terminal, the progress in it as a live bar again."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._progress: Progress | None = None
+
+    def show(self, line: str) -> None:
+        """Show one line of the log."""
+        found = LINE.fullmatch(line)
+        if found and self._console.is_terminal:
+            epoch, epochs, step, steps = map(int, found.groups()[:4])
+            self._progress = self._progress or Progress(epochs, self._console)
+            self._progress.update(epoch, step, steps, float(found["loss"]), float(found["rate"]))
+        else:
+            self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the bar away, if there is one."""
+        if self._progress:
+            self._progress.close()

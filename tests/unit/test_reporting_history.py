@@ -23,7 +23,6 @@ records = st.builds(
     data_wait=share,
     seconds=st.floats(0, 9999),
     marginal_error=maybe,
-    learning_rate=maybe,
 )
 
 
@@ -34,7 +33,7 @@ def test_a_history_survives_json(history):
 
 @given(records, records)
 def test_the_columns_of_all_epochs_stand_below_each_other(one, other):
-    words = ["loss", "val loss", "accuracy", "UAR", "macro-F1", "utt/s", "data wait"]
+    words = ["loss", "val ", "accuracy", "UAR", "macro-F1", "utt/s", "data wait"]
     first, second = line(one, 50), line(other, 50)
     assert [first.index(word) for word in words] == [second.index(word) for word in words]
 
@@ -54,8 +53,8 @@ def test_a_line_says_what_the_epoch_gave():
         marginal_error=2e-7,
     )
     assert line(record, 12) == (
-        "epoch  3/12  loss 1.2346  val loss 1.5000  accuracy 0.625  UAR 0.600  macro-F1 0.500"
-        "    123.5 utt/s  data wait   3.1%    12.3 s  marginals off by 2.0e-07"
+        "epoch  3/12  loss  1.235  val  1.500  accuracy 0.625  UAR 0.600  macro-F1 0.500"
+        "    123.5 utt/s  data wait   3.1%    12.3 s  marginals 2e-07"
     )
 
 

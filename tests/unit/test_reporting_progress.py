@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from parrot_dist.reporting.progress import Progress
+from parrot_dist.reporting.progress import Follower, Progress
 
 
 def piped():
@@ -66,3 +66,25 @@ def test_closing_twice_or_before_the_first_step_does_nothing(kind):
     progress.close()
     progress.close()
     assert stream.getvalue() == ""
+
+
+def test_a_follower_turns_the_log_of_a_job_into_a_bar_again():
+    stream, console = piped()
+    progress = Progress(2, console)
+    for step in range(1, 31):
+        progress.update(1, step, 30, 1.5, 42.0)
+    progress.message("epoch 1/2  loss 1.5000  UAR 0.500")
+    lines = stream.getvalue().splitlines()
+    shown, terminal_console = terminal()
+    follower = Follower(terminal_console)
+    for text in lines:
+        follower.show(text)
+    follower.close()
+    assert "UAR 0.500" in shown.getvalue()
+    assert "step 27/30" in shown.getvalue()
+    assert lines[0] not in shown.getvalue()
+    plain, plain_console = piped()
+    follower = Follower(plain_console)
+    for text in lines:
+        follower.show(text)
+    assert plain.getvalue().splitlines() == lines
