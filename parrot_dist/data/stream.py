@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,35 +37,66 @@ class Skipped:
     reason: str
 
 
+Sample = TypeVar("Sample", covariant=True)
+
+
+class Source(Protocol[Sample]):
+    """Where samples come from: their places, their bytes, and what the bytes mean. Picklable; opens nothing itself."""
+
+    @property
+    def layout(self) -> Layout:
+        """Where in the shards each row of the index lies."""
+
+    def read(self, rows: Rows) -> dict[int, bytes]:
+        """Row -> its bytes."""
+
+    def decode(self, row: int, data: bytes) -> Sample | Skipped:
+        """The sample in these bytes."""
+
+
 @dataclass(frozen=True)
 class Corpus:
-    """What reading samples takes: where the shards are, and where in them each row of the index lies."""
+    """The shards of a corpus, as a source of utterances, which are cut after `max_samples`."""
 
     url: str
     shards: tuple[str, ...]
     layout: Layout
     keys: NDArray[Any]
+    max_samples: int
 
     @classmethod
-    def of(cls, url: str, index: Index) -> Corpus:
+    def of(cls, url: str, index: Index, max_seconds: float) -> Corpus:
+        """The corpus at `url` by its index."""
         shards, numbers = np.unique(index.shard, return_inverse=True)
         layout = Layout(numbers.astype(np.int64), index.offset, index.size)
-        return cls(url, tuple(shards.tolist()), layout, index.key)
+        return cls(url, tuple(shards.tolist()), layout, index.key, int(max_seconds * SAMPLE_RATE))
+
+    def read(self, rows: Rows) -> dict[int, bytes]:
+        """The bytes of samples, read in runs, see `fetch`."""
+        return fetch(self.url, self.shards, self.layout, rows)
+
+    def decode(self, row: int, data: bytes) -> Utterance | Skipped:
+        """The utterance in the tar bytes of a sample."""
+        key = str(self.keys[row])
+        try:
+            waveform = read_sample(data, key)
+        except BrokenSample as broken:
+            return Skipped(row, key, broken.reason)
+        return Utterance(row, waveform[: self.max_samples])
 
 
-class RankStream(IterableDataset[list[Utterance | Skipped]]):
-    """The share of one rank in an epoch: one list of utterances a step, from step `start` on.
+class RankStream(IterableDataset[list[Sample | Skipped]]):
+    """The share of one rank in an epoch: one list of samples a step, from step `start` on.
 
     Picklable, opens nothing before it is iterated (s3fs#914), and splits its lanes over the data workers that
     iterate it: each yields its part of every step.
     """
 
-    def __init__(self, corpus: Corpus, plan: EpochPlan, lanes: range, max_seconds: float, start: int = 0) -> None:
+    def __init__(self, source: Source[Sample], plan: EpochPlan, lanes: range, start: int = 0) -> None:
         super().__init__()
-        self.corpus, self.plan, self.lanes, self.start = corpus, plan, lanes, start
-        self.max_samples = int(max_seconds * SAMPLE_RATE)
+        self.source, self.plan, self.lanes, self.start = source, plan, lanes, start
 
-    def __iter__(self) -> Iterator[list[Utterance | Skipped]]:
+    def __iter__(self) -> Iterator[list[Sample | Skipped]]:
         worker = get_worker_info()
         mine = rank_lanes(len(self.lanes), worker.id, worker.num_workers) if worker else range(len(self.lanes))
         lanes = [self.lanes[i] for i in mine]
@@ -74,50 +105,42 @@ class RankStream(IterableDataset[list[Utterance | Skipped]]):
             for step in range(self.start, self.plan.steps):
                 yield [item for lane in lanes for item in islice(readers[lane], len(self.plan.lane_step(lane, step)))]
 
-    def _read_lane(self, lane: int, pool: ThreadPoolExecutor) -> Iterator[Utterance | Skipped]:
+    def _read_lane(self, lane: int, pool: ThreadPoolExecutor) -> Iterator[Sample | Skipped]:
         rows, window = self.plan.lane(lane), self.plan.window
         done = self.start * self.plan.lane_rows
         # Windows are cut from the lane's beginning, wherever reading starts: they are part of the order.
         cuts = [(max(a, done), min(a + window, len(rows))) for a in range(0, len(rows), window) if a + window > done]
         ahead: Future[dict[int, bytes]] | None = None
         for number, (begin, end) in enumerate(cuts):
-            current = ahead or pool.submit(fetch, self.corpus, rows[begin:end])
+            current = ahead or pool.submit(self.source.read, rows[begin:end])
             following = cuts[number + 1 : number + 2]
-            ahead = pool.submit(fetch, self.corpus, rows[slice(*following[0])]) if following else None
-            members = current.result()
+            ahead = pool.submit(self.source.read, rows[slice(*following[0])]) if following else None
+            samples = current.result()
             for row in rows[begin:end].tolist():
-                yield self._decode(row, members.pop(row))
-
-    def _decode(self, row: int, data: bytes) -> Utterance | Skipped:
-        key = str(self.corpus.keys[row])
-        try:
-            waveform = read_sample(data, key)
-        except BrokenSample as broken:
-            return Skipped(row, key, broken.reason)
-        return Utterance(row, waveform[: self.max_samples])
+                yield self.source.decode(row, samples.pop(row))
 
 
-def fetch(corpus: Corpus, rows: Rows) -> dict[int, bytes]:
+def fetch(url: str, shards: tuple[str, ...], layout: Layout, rows: Rows) -> dict[int, bytes]:
     """Row -> the bytes of its sample, read chunk by chunk.
 
     Raises:
         OSError: a shard is shorter than its index says, or the store failed for good.
         UserError: a shard is not there, or access is refused.
     """
-    ordered, starts = find_chunks(corpus.layout, rows)
+    ordered, starts = find_chunks(layout, rows)
     found: dict[int, bytes] = {}
     for chunk in np.split(ordered, starts[1:]):
-        begin = corpus.layout.offset[chunk]
-        end = begin + corpus.layout.size[chunk]
-        shard = storage.join(corpus.url, corpus.shards[corpus.layout.shard[chunk[0]]])
+        begin = layout.offset[chunk]
+        end = begin + layout.size[chunk]
+        shard = storage.join(url, shards[layout.shard[chunk[0]]])
         data = storage.read_bytes(shard, int(begin[0]), int(end.max()))
         for row, a, b in zip(chunk.tolist(), begin - begin[0], end - begin[0], strict=True):
             found[row] = data[a:b]
     return found
 
 
-def iterate(stream: RankStream, workers: int) -> Iterator[list[Utterance | Skipped]]:
-    """One list of utterances a step, decoded by `workers` processes (0: in this one, between steps)."""
+def iterate(stream: RankStream[Sample], workers: int) -> Iterator[list[Sample | Skipped]]:
+    """One list of samples a step, decoded by `workers` processes (0: in this one, between steps)."""
     workers = min(workers, len(stream.lanes))
     if workers == 0:
         yield from stream

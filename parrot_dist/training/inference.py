@@ -62,7 +62,7 @@ def open_stream(
 ) -> Iterator[tuple[list[Utterance], list[Skipped]]]:
     """This rank's utterances, and those it cannot use, of every step of `plan` from `start` on."""
     lanes = rank_lanes(plan.lanes, place.rank, place.world_size)
-    stream = RankStream(task.corpus, plan, lanes, task.config.data.max_seconds, start)
+    stream = RankStream(task.corpus, plan, lanes, start)
     for items in iterate(stream, task.config.data.workers):
         yield (
             [item for item in items if isinstance(item, Utterance)],

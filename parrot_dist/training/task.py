@@ -72,7 +72,7 @@ def open_task(config: Config) -> Task:
             f"optim.batch_size: {config.data.shards} has {len(parts.train)} training utterances, "
             f"fewer than one global batch of {config.optim.batch_size}"
         )
-    return Task(config, index, Corpus.of(config.data.shards, index), labels, parts)
+    return Task(config, index, Corpus.of(config.data.shards, index, config.data.max_seconds), labels, parts)
 
 
 def check_task(task: Task) -> None:

@@ -20,7 +20,7 @@ SPEAKERS, CLIPS = 4, 12
 @pytest.fixture
 def corpus(tmp_path: Path) -> Corpus:
     url = write_corpus(str(tmp_path), speakers=SPEAKERS, clips=CLIPS)
-    return Corpus.of(url, read_index(url))
+    return Corpus.of(url, read_index(url), max_seconds=1.0)
 
 
 def make_plan(corpus: Corpus, epoch: int = 0) -> EpochPlan:
@@ -35,14 +35,14 @@ def batches(stream: RankStream, workers: int = 0) -> list[list[int]]:
 def test_ranks_read_what_the_plan_says(corpus: Corpus) -> None:
     plan = make_plan(corpus)
     for world in (1, 2, 3, 4):
-        streams = [batches(RankStream(corpus, plan, rank_lanes(4, rank, world), 1.0)) for rank in range(world)]
+        streams = [batches(RankStream(corpus, plan, rank_lanes(4, rank, world))) for rank in range(world)]
         for step in range(plan.steps):
             together = [row for stream in streams for row in stream[step]]
             assert together == plan.global_batch(step).tolist()
 
 
 def test_waveforms_belong_to_their_rows(corpus: Corpus) -> None:
-    items = [item for step in RankStream(corpus, make_plan(corpus), range(4), 10.0) for item in step]
+    items = [item for step in RankStream(corpus, make_plan(corpus), range(4)) for item in step]
     assert len(items) == SPEAKERS * CLIPS
     for item in items:
         assert isinstance(item, Utterance)
@@ -53,15 +53,16 @@ def test_waveforms_belong_to_their_rows(corpus: Corpus) -> None:
 
 
 def test_long_utterances_are_cut(corpus: Corpus) -> None:
-    items = [item for step in RankStream(corpus, make_plan(corpus), range(4), 0.1) for item in step]
+    corpus = Corpus.of(corpus.url, read_index(corpus.url), max_seconds=0.1)
+    items = [item for step in RankStream(corpus, make_plan(corpus), range(4)) for item in step]
     assert {len(item.waveform) for item in items if isinstance(item, Utterance)} == {1600}
 
 
 def test_a_resumed_stream_is_the_rest_of_the_whole_one(corpus: Corpus) -> None:
     plan = make_plan(corpus)
-    whole = batches(RankStream(corpus, plan, range(1, 3), 1.0))
+    whole = batches(RankStream(corpus, plan, range(1, 3)))
     for start in range(plan.steps + 1):
-        assert batches(RankStream(corpus, plan, range(1, 3), 1.0, start)) == whole[start:]
+        assert batches(RankStream(corpus, plan, range(1, 3), start)) == whole[start:]
 
 
 def test_every_byte_is_read_once_in_runs(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +74,7 @@ def test_every_byte_is_read_once_in_runs(corpus: Corpus, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(storage, "read_bytes", counted)
     for rank in range(2):
-        batches(RankStream(corpus, plan, rank_lanes(4, rank, 2), 1.0))
+        batches(RankStream(corpus, plan, rank_lanes(4, rank, 2)))
     assert sum(end - start for _, start, end in reads) == corpus.layout.size.sum()
     assert len(reads) < len(corpus.keys)
 
@@ -85,7 +86,7 @@ def test_a_broken_sample_is_skipped_and_named_and_no_other(corpus: Corpus) -> No
     begin = int(corpus.layout.offset[victim]) + 512
     data[begin : begin + 64] = bytes(64)
     shard.write_bytes(data)
-    items = [item for step in RankStream(corpus, make_plan(corpus), range(4), 1.0) for item in step]
+    items = [item for step in RankStream(corpus, make_plan(corpus), range(4)) for item in step]
     broken = [item for item in items if isinstance(item, Skipped)]
     assert [(item.row, item.key) for item in broken] == [(victim, corpus.keys[victim])]
     assert "audio" in broken[0].reason
@@ -96,14 +97,14 @@ def test_a_cut_shard_stops_the_stream(corpus: Corpus) -> None:
     shard = Path(corpus.url, corpus.shards[0])
     shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(OSError, match="the object is too short"):
-        batches(RankStream(corpus, make_plan(corpus), range(4), 1.0))
+        batches(RankStream(corpus, make_plan(corpus), range(4)))
 
 
 def test_a_stream_travels_to_a_process_and_opens_nothing_before(corpus: Corpus) -> None:
-    stream = pickle.loads(pickle.dumps(RankStream(corpus, make_plan(corpus), range(4), 1.0)))
+    stream = pickle.loads(pickle.dumps(RankStream(corpus, make_plan(corpus), range(4))))
     assert batches(stream) == [make_plan(corpus).global_batch(step).tolist() for step in range(stream.plan.steps)]
 
 
 def test_data_workers_change_nothing(corpus: Corpus) -> None:
-    stream = RankStream(corpus, make_plan(corpus), range(1, 4), 1.0, start=1)
+    stream = RankStream(corpus, make_plan(corpus), range(1, 4), start=1)
     assert batches(stream, workers=2) == batches(stream)
