@@ -39,6 +39,8 @@ class Data:
     last_batch: str = "keep"  # keep | drop: what happens to an epoch's final, smaller batch
     max_seconds: float = 12.0  # an utterance is cut after this
     max_broken: float = 0.01  # share of an epoch's utterances that may be unreadable before the run fails
+    keep_frozen: bool = True  # compute what lies below the unfrozen layers once, and keep it on storage
+    cache: str = ""  # URL where that is kept; below `output` unless given
     workers: int = 0  # decoding processes per rank; 0 decodes between steps, right for a laptop
 
 
@@ -115,11 +117,26 @@ class Config:
 
     @property
     def run_url(self) -> str:
+        """Where the run's checkpoints are."""
         return f"{self.output.rstrip('/')}/{self.name}"
+
+    @property
+    def cache_url(self) -> str:
+        """Where activations of frozen layers are kept, for all runs."""
+        return self.data.cache or f"{self.output.rstrip('/')}/cache"
 
 
 # What may differ between a run and its continuation; everything else would make it another run.
-FREE_TO_CHANGE = ("output", "data.workers", "scale", "checkpoint", "optim.epochs", "optim.patience", "data.max_broken")
+FREE_TO_CHANGE = (
+    "output",
+    "data.workers",
+    "data.cache",
+    "data.max_broken",
+    "scale",
+    "checkpoint",
+    "optim.epochs",
+    "optim.patience",
+)
 
 
 def load(file: str | None, words: list[str]) -> Config:

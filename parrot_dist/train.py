@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from parrot_dist import config
-from parrot_dist.config import Scale
+from parrot_dist.config import Config, Scale
 from parrot_dist.errors import exits_cleanly
 from parrot_dist.local.cluster import ray_head
 
@@ -19,16 +19,7 @@ from parrot_dist.local.cluster import ray_head
 @exits_cleanly
 def main() -> int:
     """Parse the command line, run the job, return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m parrot_dist.train",
-        description="Train PARROT on the cluster that RAY_ADDRESS names, or on a local one. The same command again "
-        "goes on from the newest checkpoint.",
-        epilog="Settings: " + ", ".join(config.schema_keys()),
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with settings, see jobs/")
-    parser.add_argument("words", nargs="*", metavar="key=value", help="settings that override the file's")
-    args = parser.parse_args()
-    settings = config.load(args.config, args.words)
+    settings = parse(sys.argv[1:])
     from parrot_dist.training.prepare import prepare  # seconds of imports that a mistyped setting need not wait for
 
     if not prepare(settings):
@@ -37,6 +28,24 @@ def main() -> int:
         from parrot_dist.training.launch import launch  # imports Ray, which reads its environment when imported
 
         return launch(settings)
+
+
+def parse(arguments: list[str]) -> Config:
+    """The configuration that a command line stands for.
+
+    Raises:
+        UserError: see `config.load`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m parrot_dist.train",
+        description="Train PARROT on the cluster that RAY_ADDRESS names, or on a local one. The same command again "
+        "goes on from the newest checkpoint.",
+        epilog="Settings: " + ", ".join(config.schema_keys()),
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with settings, see jobs/")
+    parser.add_argument("words", nargs="*", metavar="key=value", help="settings that override the file's")
+    args = parser.parse_intermixed_args(arguments)
+    return config.load(args.config, args.words)
 
 
 @contextmanager

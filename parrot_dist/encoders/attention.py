@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
+from transformers.utils.logging import disable_progress_bar
 
-from parrot_dist.encoders.base import Encoder, Hidden
+from parrot_dist.encoders.base import Activation, Encoder, Hidden
 from parrot_dist.encoders.logmel import SAMPLE_RATE
 from parrot_dist.errors import UserError
 
@@ -36,19 +38,18 @@ def load_attention(folder: Path, spec: str, digest: str) -> AttentionEncoder:
     kind = _json(folder / "config.json").get("model_type")
     if kind not in MODEL_TYPES:
         raise UserError(f"{spec}: a model of type {kind!r}; the supported types are {', '.join(MODEL_TYPES)}")
-    config = AutoConfig.from_pretrained(folder)
-    for name in config.to_dict():
-        if name.endswith("dropout"):
-            setattr(config, name, 0.0)
-    config.add_adapter = False  # it would shorten the frames that the encoder is known for
-    model, report = AutoModel.from_pretrained(
-        folder,
-        config=config,
-        attn_implementation="eager" if kind == "wavlm" else "sdpa",
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
+    disable_progress_bar()  # every rank would draw one
+    try:
+        model, report = AutoModel.from_pretrained(
+            folder,
+            config=_without_chance(AutoConfig.from_pretrained(folder)),
+            attn_implementation="eager" if kind == "wavlm" else "sdpa",
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # they are refused below, all at once
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{spec}: transformers cannot read it: {str(error).splitlines()[0]}") from error
     _refuse_misfits(report, spec)
     if kind == "wavlm":
         for layer in model.encoder.layers:
@@ -86,9 +87,8 @@ class AttentionEncoder(Encoder):
         features, lengths = self._features(waveforms)
         projected = self.feature_projection(features.transpose(1, 2))
         x = (projected[0] if isinstance(projected, tuple) else projected).float()
-        mask = None
-        if min(lengths) < x.shape[1]:
-            mask = torch.arange(x.shape[1], device=x.device) < torch.tensor(lengths, device=x.device)[:, None]
+        mask = _mask(lengths, x)
+        if mask is not None:
             x = x.masked_fill(~mask[..., None], 0.0)
         x = x + self._positions(x, mask)
         if not self.stable_norm:
@@ -107,6 +107,23 @@ class AttentionEncoder(Encoder):
         """The last hidden layer (B, T, width)."""
         x = self.encoder.layer_norm(hidden.x) if self.stable_norm else hidden.x
         return x if hidden.mask is None else x.masked_fill(~hidden.mask[:, 0, 0, :, None], 0.0)
+
+    def split(self, hidden: Hidden) -> list[Tensor]:
+        """The frames (T, width) of each utterance."""
+        return [x[:length] for x, length in zip(hidden.x, hidden.lengths, strict=True)]
+
+    def join(self, activations: list[Activation]) -> Hidden:
+        """Frames padded to one length again; WavLM's position bias, which its first layer makes, is made again."""
+        x = pad_sequence([one.x for one in activations], batch_first=True)
+        lengths = [len(one.x) for one in activations]
+        mask = _mask(lengths, x)
+        hidden = Hidden(x, lengths, mask=None if mask is None else mask[:, None, None])
+        first = self.encoder.layers[0].attention
+        if isinstance(first, WavLMAttention):
+            bias = first.compute_bias(x.shape[1], x.shape[1])
+            bias = bias[None].expand(len(x), -1, -1, -1).reshape(-1, x.shape[1], x.shape[1])
+            return replace(hidden, bias=bias)
+        return hidden
 
     def layer_index(self, name: str) -> int:
         """Depth of the parameter `name`, as in `Encoder`."""
@@ -159,6 +176,22 @@ class _WavLMAttention(WavLMAttention):  # type: ignore[misc]
             bias = bias.masked_fill(~attention_mask, -torch.inf)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
         return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
+
+
+def _without_chance(config: Any) -> Any:
+    """The configuration with every dropout 0 and without the adapter that would shorten the frames."""
+    for name in config.to_dict():
+        if name.endswith("dropout"):
+            setattr(config, name, 0.0)
+    config.add_adapter = False
+    return config
+
+
+def _mask(lengths: list[int], x: Tensor) -> Tensor | None:
+    """Which frames of x (B, T, width) are an utterance's own, (B, T); None if all are."""
+    if min(lengths) == x.shape[1]:
+        return None
+    return torch.arange(x.shape[1], device=x.device) < torch.tensor(lengths, device=x.device)[:, None]
 
 
 def _group_norm(norm: nn.GroupNorm, x: Tensor, lengths: list[int]) -> Tensor:

@@ -9,7 +9,7 @@ gradient depend on how a global batch is spread over the ranks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -31,6 +31,19 @@ class Hidden:
     """What attention must not see past an utterance's end; None where rows are full."""
     bias: Tensor | None = None
     """Relative position bias that the blocks share (WavLM)."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What the frozen prefix of an encoder made of one utterance.
+
+    Attributes:
+        x: float32 of one to three axes: an embedding (dim,), or the utterance's part of the residual stream.
+        steps: frames of the utterance that the read-out keeps; 0 with an embedding.
+    """
+
+    x: Tensor
+    steps: int
 
 
 class Encoder(nn.Module, ABC):
@@ -100,9 +113,53 @@ class Encoder(nn.Module, ABC):
         frames, lengths = self.frames(waveforms)
         return frames.sum(1) / lengths[:, None]
 
-    def forward(self, waveforms: list[Tensor]) -> Tensor:
-        """`embed`, under the name that a wrapping module calls."""
-        return self.embed(waveforms)
+    def forward(self, inputs: Sequence[Tensor | Activation]) -> Tensor:
+        """Embeddings (B, dim) float32 of waveforms, see `embed`, or of what `prefix` made of them."""
+        activations = [item for item in inputs if isinstance(item, Activation)]
+        return self._complete(activations) if activations else self.embed([x for x in inputs if isinstance(x, Tensor)])
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether anything below the lowest trainable part is frozen."""
+        return self._lowest > 0
+
+    @property
+    def prefix_name(self) -> str:
+        """Which part of the encoder `prefix` runs: with the weights' digest it says what an activation is."""
+        whole = self._lowest > self.depth
+        return f"embedding {getattr(self, 'readout', '')}" if whole else f"{self._lowest - 1} blocks"
+
+    @torch.no_grad()
+    def prefix(self, waveforms: list[Tensor]) -> list[Activation]:
+        """What the frozen prefix makes of each utterance, on the CPU: all that training needs to know of it.
+
+        Raises:
+            ValueError: as for `frames`.
+        """
+        if self._lowest > self.depth:
+            return [Activation(row.cpu(), 0) for row in self.embed(waveforms)]
+        hidden = self.stem(_checked(waveforms, next(self.parameters()).device))
+        for index in range(self._lowest - 1):
+            hidden = self.block(index, hidden)
+        return [Activation(x.cpu(), steps) for x, steps in zip(self.split(hidden), hidden.lengths, strict=True)]
+
+    def _complete(self, activations: list[Activation]) -> Tensor:
+        """Embeddings (B, dim) from where `prefix` stopped."""
+        if self._lowest > self.depth:
+            return torch.stack([activation.x for activation in activations])
+        hidden = self.join(activations)
+        for index in range(self._lowest - 1, self.depth):
+            hidden = self.block(index, hidden)
+        lengths = torch.tensor(hidden.lengths, device=hidden.x.device)
+        return self.read_out(hidden).float().sum(1) / lengths[:, None]
+
+    @abstractmethod
+    def split(self, hidden: Hidden) -> list[Tensor]:
+        """Each utterance's own part of the residual stream."""
+
+    @abstractmethod
+    def join(self, activations: list[Activation]) -> Hidden:
+        """The batch whose parts are `activations`: the inverse of `split`."""
 
     def unfreeze(self, what: str) -> None:
         """Say which parameters are trained; all others are frozen.
@@ -158,6 +215,8 @@ class Encoder(nn.Module, ABC):
 
 def _checked(waveforms: list[Tensor], device: torch.device) -> list[Tensor]:
     """The waveforms in float32 on `device`, or a ValueError that names the first bad one."""
+    if not waveforms:
+        raise ValueError("a batch of no waveforms has no embeddings")
     for position, waveform in enumerate(waveforms):
         if waveform.ndim != 1 or not waveform.is_floating_point() or not len(waveform):
             raise ValueError(

@@ -84,15 +84,16 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dt: Tensor, v: Tensor, b: Tensor, c: Tensor, a: Tensor) -> Tensor:
         y, starts = torch.empty_like(v), []
-        state = v.new_zeros(v.shape[1], *a.shape)
-        for time in _chunks(dt, a):
+        chunks, buffer = _chunks(dt, a), _buffer(dt, a)
+        state = v.new_zeros(buffer.shape[1:])
+        for time in chunks:
             if any(ctx.needs_input_grad):
                 starts.append(state)
-            states = _decays(dt[time], a)
+            states = _decays(dt[time], a, buffer)
             for decay, b_t, v_t in zip(states, b[time, ..., None], v[time, :, None], strict=True):
                 state = decay.mul_(state).addcmul_(b_t, v_t)
             y[time] = (c[time, :, None] @ states)[:, :, 0]
-            state = state.clone()  # a view would keep the whole chunk alive
+            state = state.clone()  # the next chunk overwrites the buffer
         ctx.save_for_backward(dt, v, b, c, a, *starts)
         return y
 
@@ -100,29 +101,31 @@ class _Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
         dt, v, b, c, a, *starts = ctx.saved_tensors
-        grad_dt, grad_v, grad_b, grad_c, grad_a = (torch.zeros_like(tensor) for tensor in (dt, v, b, c, a))
-        carry = torch.zeros_like(starts[0])
+        grad_dt, grad_v, grad_b, grad_c = (torch.empty_like(tensor) for tensor in (dt, v, b, c))
+        grad_a, carry = torch.zeros_like(a), torch.zeros_like(starts[0])
+        buffers = _buffer(dt, a), _buffer(dt, a), _buffer(dt, a, extra=1)
         with torch.autocast(dy.device.type, enabled=False):
             for time, start in reversed(list(zip(_chunks(dt, a), starts, strict=True))):
-                decays = _decays(dt[time], a)
-                states = _states(start, decays, b[time], v[time])
-                carry, grads, grad_rates = _grads(carry, decays, states, c[time], dy[time])
+                decays = _decays(dt[time], a, buffers[0])
+                states = _states(start, decays, b[time], v[time], buffers[2])
+                grads, carry = _state_grads(carry, decays, c[time], dy[time], buffers[1])
                 grad_v[time] = (b[time, :, None] @ grads)[:, :, 0]
-                grad_b[time] = (grads @ v[time, ..., None])[..., 0]
-                grad_c[time] = (states[1:] @ dy[time, ..., None])[..., 0]
-                grad_a += (grad_rates * dt[time, :, None]).sum((0, 1))
-                grad_dt[time] = grad_rates.mul_(a).sum(2)
+                grad_b[time] = (v[time, :, None] @ grads.mT)[:, :, 0]  # ten times as fast as grads @ v on a CPU
+                grad_c[time] = (dy[time, :, None] @ states[1:].mT)[:, :, 0]
+                exponents = decays.mul_(states[:-1])  # the gradient with respect to dt * A
+                grad_a += torch.mul(exponents, dt[time, :, None], out=grads).sum((0, 1))
+                grad_dt[time] = exponents.mul_(a).sum(2)
         return grad_dt, grad_v, grad_b, grad_c, grad_a
 
 
-def _decays(dt: Tensor, a: Tensor) -> Tensor:
+def _decays(dt: Tensor, a: Tensor, buffer: Tensor) -> Tensor:
     """exp(dt A) (T, R, N, D) of steps (T, R, D); by powers of two, which torch computes four times as fast on a CPU."""
-    return (dt[:, :, None] * (a / math.log(2.0))).exp2_()
+    return torch.mul(dt[:, :, None], a / math.log(2.0), out=buffer[: len(dt)]).exp2_()
 
 
-def _states(start: Tensor, decays: Tensor, b: Tensor, v: Tensor) -> Tensor:
+def _states(start: Tensor, decays: Tensor, b: Tensor, v: Tensor, buffer: Tensor) -> Tensor:
     """States (T + 1, R, N, D) from `start` (R, N, D) on."""
-    states = torch.empty(len(decays) + 1, *start.shape, dtype=start.dtype, device=start.device)
+    states = buffer[: len(decays) + 1]
     states[0] = start
     steps = zip(states[:-1], states[1:], decays, b[..., None], v[:, :, None], strict=True)
     for before, after, decay, b_t, v_t in steps:
@@ -130,21 +133,30 @@ def _states(start: Tensor, decays: Tensor, b: Tensor, v: Tensor) -> Tensor:
     return states
 
 
-def _grads(carry: Tensor, decays: Tensor, states: Tensor, c: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _state_grads(carry: Tensor, decays: Tensor, c: Tensor, dy: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
     """Backwards through a chunk, from `carry`, the gradient that its last state gets from the steps after it.
 
-    Returns the carry for the chunk before and the gradients (T, R, N, D) with respect to the states and to dt * A;
-    overwrites `decays`.
+    Returns the gradients of the states (T, R, N, D) and the carry for the chunk before; multiplies `decays` by the
+    former, in place.
     """
-    grads = torch.empty_like(decays)
+    grads = buffer[: len(decays)]
     steps = zip(grads, decays, c[..., None], dy[:, :, None], strict=True)
     for grad, decay, c_t, dy_t in reversed(list(steps)):
         torch.addcmul(carry, c_t, dy_t, out=grad)
         carry = decay.mul_(grad)
-    return carry.clone(), grads, decays.mul_(states[:-1])
+    return grads, carry.clone()
+
+
+def _chunk_length(dt: Tensor, a: Tensor) -> int:
+    return CUDA_CHUNK if dt.is_cuda else max(1, CHUNK_ELEMENTS // (dt.shape[1] * a.numel()))
 
 
 def _chunks(dt: Tensor, a: Tensor) -> list[slice]:
     """Consecutive pieces of the time axis of dt (L, R, D)."""
-    length = CUDA_CHUNK if dt.is_cuda else max(1, CHUNK_ELEMENTS // (dt.shape[1] * a.numel()))
+    length = _chunk_length(dt, a)
     return [slice(first, first + length) for first in range(0, len(dt), length)]
+
+
+def _buffer(dt: Tensor, a: Tensor, extra: int = 0) -> Tensor:
+    """Room for the states of a chunk, used again by each: fresh memory would cost more than the arithmetic."""
+    return dt.new_empty(min(len(dt), _chunk_length(dt, a)) + extra, dt.shape[1], *a.shape)

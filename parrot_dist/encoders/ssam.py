@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from parrot_dist.encoders.base import Encoder, Hidden
+from parrot_dist.encoders.base import Activation, Encoder, Hidden
 from parrot_dist.encoders.logmel import MELS, LogMel
 from parrot_dist.encoders.scan import selective_scan
 from parrot_dist.errors import UserError
@@ -28,13 +28,13 @@ class Shape:
 
     width: int
     depth: int
-    inner: int
-    state: int
+    inner: int  # channels of a mixer
+    state: int  # numbers that each channel remembers
     dt_rank: int
-    taps: int
+    taps: int  # of a mixer's convolution in time
     patch_frames: int
     patch_mels: int
-    tokens: int
+    tokens: int  # patches in a piece, without CLS
 
     @property
     def bands(self) -> int:
@@ -136,10 +136,20 @@ class SsamEncoder(Encoder):
         if self.readout == "released":
             tokens = tokens.reshape(-1, shape.bands, shape.steps, shape.width).transpose(1, 2)
         frames = tokens.reshape(-1, self.dim)
-        pieces = [-(-length // shape.steps) for length in hidden.lengths]
-        whole = frames.split([count * shape.steps for count in pieces])
+        whole = frames.split([pieces * shape.steps for pieces in self._pieces(hidden)])
         kept = [part[:length] for part, length in zip(whole, hidden.lengths, strict=True)]
         return pad_sequence(kept, batch_first=True)
+
+    def split(self, hidden: Hidden) -> list[Tensor]:
+        """The pieces (pieces, tokens + 1, width) of each utterance."""
+        return list(torch.split(hidden.x, self._pieces(hidden)))
+
+    def join(self, activations: list[Activation]) -> Hidden:
+        """All pieces of all utterances."""
+        return Hidden(torch.cat([one.x for one in activations]), [one.steps for one in activations])
+
+    def _pieces(self, hidden: Hidden) -> list[int]:
+        return [-(-length // self.shape.steps) for length in hidden.lengths]
 
     def layer_index(self, name: str) -> int:
         """Depth of the parameter `name`, as in `Encoder`."""

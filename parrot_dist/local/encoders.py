@@ -101,7 +101,9 @@ def _positions(shape: Shape) -> Tensor:
 def _hubert_folder() -> dict[str, bytes]:
     """Content of the files of a Hugging Face folder, by name below `url`."""
     from transformers import HubertConfig, HubertModel  # takes seconds
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     model = HubertModel(HubertConfig(**HUBERT))
     first, *others = (layer.conv.weight for layer in model.feature_extractor.conv_layers)
     first.data = _band_passes(*first.shape[::2])

@@ -28,6 +28,7 @@ from typing import Any
 from parrot_dist.errors import UserError, exits_cleanly
 from parrot_dist.local.process import child, wait_until
 
+LOOPBACK = "127.0.0.1"
 REGION = "us-east-1"
 ACCOUNT = "123456789012"
 ALLOW_ALL = {"Version": "2012-10-17", "Statement": {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}}
@@ -76,8 +77,8 @@ def client_env(folder: Path, endpoint: str) -> dict[str, str]:
     }
 
 
-def serve(folder: Path, bucket: str) -> None:
-    """Serve the objects kept in `folder` on a free port of 127.0.0.1 until the process is ended.
+def serve(folder: Path, bucket: str, host: str = LOOPBACK) -> None:
+    """Serve the objects kept in `folder` on a free port of the address `host` until the process is ended.
 
     Writes `folder`/credentials (AWS format, readable by the owner only), `folder`/env (to be sourced) and, last, once
     requests are answered, `folder`/endpoint.
@@ -95,8 +96,8 @@ def serve(folder: Path, bucket: str) -> None:
     admit_user(folder / "credentials")
     settings.INITIAL_NO_AUTH_ACTION_COUNT = 0
     app = objects.writing_through(create_backend_app("s3"))
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
-    endpoint = f"http://127.0.0.1:{server.server_port}"
+    server = make_server(host, 0, app, threaded=True, request_handler=MotoRequestHandler)
+    endpoint = f"http://{host}:{server.server_port}"
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in client_env(folder, endpoint).items())
     (folder / "env").write_text(exports)
     partial = folder / ".endpoint"
@@ -184,11 +185,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="parrot_dist.local.s3", description="an S3 server on loopback")
     parser.add_argument("folder", type=Path, help="where its objects, credentials and environment are kept")
     parser.add_argument("--bucket", default="parrot")
+    parser.add_argument("--host", default=LOOPBACK, help="own address to listen on; default: %(default)s")
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with suppress(KeyboardInterrupt):
-        serve(folder, arguments.bucket)
+        serve(folder, arguments.bucket, arguments.host)
     return 0
 
 

@@ -15,7 +15,7 @@ from parrot_dist.reporting.metrics import Scores, bootstrap, score
 from parrot_dist.reporting.prosody import prosody_baseline, prosody_features
 from parrot_dist.reporting.report import BATCH, PLAIN, REFERENCE, Result
 from parrot_dist.training.inference import Place, infer
-from parrot_dist.training.model import ParrotModel
+from parrot_dist.training.model import Inputs, ParrotModel
 from parrot_dist.training.task import Task
 
 
@@ -53,11 +53,11 @@ def evaluate(task: Task, model: ParrotModel, reference: Reference | None, rows: 
     """
     dims = [encoder.dim for _, encoder in model.branches()]
 
-    def embed(waveforms: list[Tensor], _: list[int]) -> Tensor:
-        return torch.cat(model.embed(waveforms), 1)
+    def embed(inputs: Inputs, _: list[int]) -> Tensor:
+        return torch.cat(model.embed(inputs), 1)
 
-    found, values, skipped = infer(task, rows, place, embed)
     branches = [name for name, _ in model.branches()]
+    found, values, skipped = infer(task, dict.fromkeys(branches, task.corpus), rows, place, embed)
     parts = dict(zip(branches, torch.split(torch.from_numpy(values), dims, 1), strict=True))
     empty = torch.empty(len(found), 0)
     mamba, attention = (parts.get(branch, empty).to(place.device) for branch in ("mamba", "attention"))
@@ -83,11 +83,13 @@ def _predict_coupled(task: Task, head: Head, rows: Rows, mamba: Tensor, attentio
 def evaluate_prosody(task: Task, rows: Rows, place: Place) -> Scores:
     """What a plain classifier on pitch, energy and timing statistics of the training utterances makes of `rows`."""
 
-    def features(waveforms: list[Tensor], _: list[int]) -> Tensor:
-        return torch.from_numpy(np.stack([prosody_features(waveform.numpy()) for waveform in waveforms]))
+    def features(inputs: Inputs, _: list[int]) -> Tensor:
+        waveforms = [item.cpu().numpy() for item in inputs["audio"] if isinstance(item, Tensor)]
+        return torch.from_numpy(np.stack([prosody_features(waveform) for waveform in waveforms]))
 
-    train, train_features, _ = infer(task, task.parts.train, place, features)
-    found, test_features, _ = infer(task, rows, place, features)
+    audio = {"audio": task.corpus}
+    train, train_features, _ = infer(task, audio, task.parts.train, place, features)
+    found, test_features, _ = infer(task, audio, rows, place, features)
     predictions = prosody_baseline(
         train_features.astype(np.float64), task.labels[train], test_features.astype(np.float64)
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from parrot_dist.data.frozen import Kept
 from parrot_dist.data.plan import EpochPlan, Rows, rank_lanes
-from parrot_dist.data.stream import RankStream, Skipped, Utterance, iterate
+from parrot_dist.data.stream import RankStream, Skipped, Source, Utterance, iterate
+from parrot_dist.encoders import Activation
 from parrot_dist.errors import UserError
+from parrot_dist.training.model import Inputs
 from parrot_dist.training.task import Task
+
+Item = Utterance | Kept
 
 PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -57,50 +62,74 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, PRECISION.get(precision), enabled=precision in PRECISION)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """This rank's rows of a global batch.
+
+    Attributes:
+        rows: (b,) int64, in the order of the plan.
+        inputs: branch -> what its encoder takes, one for each row: waveforms, or activations of its frozen prefix.
+        skipped: samples of the batch that cannot be used.
+    """
+
+    rows: Tensor
+    inputs: Inputs
+    skipped: list[Skipped]
+
+
 def open_stream(
-    task: Task, plan: EpochPlan, place: Place, start: int = 0
-) -> Iterator[tuple[list[Utterance], list[Skipped]]]:
-    """This rank's utterances, and those it cannot use, of every step of `plan` from `start` on."""
+    task: Task, feeds: Mapping[str, Source[Item]], plan: EpochPlan, place: Place, start: int = 0
+) -> Iterator[Batch]:
+    """This rank's share of every step of `plan` from `start` on; each branch is fed by its own source."""
     lanes = rank_lanes(plan.lanes, place.rank, place.world_size)
-    stream = RankStream(task.corpus, plan, lanes, start)
-    for items in iterate(stream, task.config.data.workers):
-        yield (
-            [item for item in items if isinstance(item, Utterance)],
-            [item for item in items if isinstance(item, Skipped)],
+    sources = {id(source): source for source in feeds.values()}
+    streams = {
+        number: iterate(RankStream(source, plan, lanes, start), task.config.data.workers)
+        for number, source in sources.items()
+    }
+    for parts in zip(*streams.values(), strict=True):
+        items = dict(zip(streams, parts, strict=True))
+        # Sources skip the same samples: what cannot be read has no activation either.
+        good = {number: [item for item in part if not isinstance(item, Skipped)] for number, part in items.items()}
+        yield Batch(
+            torch.tensor([item.row for item in next(iter(good.values()))], dtype=torch.int64),
+            {branch: [to_input(item, place.device) for item in good[id(source)]] for branch, source in feeds.items()},
+            [item for item in parts[0] if isinstance(item, Skipped)],
         )
 
 
-def to_tensors(utterances: list[Utterance], device: torch.device) -> list[Tensor]:
-    """The waveforms as the encoders take them."""
-    return [torch.from_numpy(one.waveform).to(device, non_blocking=True) for one in utterances]
-
-
-def row_numbers(utterances: list[Utterance]) -> Tensor:
-    """(b,) int64: their rows in the index."""
-    return torch.tensor([one.row for one in utterances], dtype=torch.int64)
+def to_input(item: Item, device: torch.device) -> Tensor | Activation:
+    """What an encoder takes, on its device."""
+    if isinstance(item, Utterance):
+        return torch.from_numpy(item.waveform).to(device, non_blocking=True)
+    return replace(item.activation, x=item.activation.x.to(device, non_blocking=True))
 
 
 @torch.no_grad()
 def infer(
-    task: Task, rows: Rows, place: Place, compute: Callable[[list[Tensor], list[int]], Tensor]
+    task: Task,
+    feeds: Mapping[str, Source[Item]],
+    rows: Rows,
+    place: Place,
+    compute: Callable[[Inputs, list[int]], Tensor],
 ) -> tuple[Rows, np.ndarray, list[Skipped]]:
     """`compute` over every one of `rows` once, in global batches; the same result on every rank.
 
     Args:
-        compute: (waveforms of this rank, rows of every rank) -> (b, F) of this rank, under the run's autocast.
+        compute: (inputs of this rank's rows, number of rows of every rank) -> (b, F) of this rank, under autocast.
 
     Returns:
         The rows that could be read, ascending, (n,); what was computed for them, (n, F) float32; and the others.
     """
     numbers, values, broken = [], [], []
-    for utterances, skipped in open_stream(task, task.evaluation_plan(rows), place):
-        sizes = place.exchange([len(utterances)])[:, 0].tolist()
-        broken += skipped
+    for batch in open_stream(task, feeds, task.evaluation_plan(rows), place):
+        sizes = place.exchange([len(batch.rows)])[:, 0].tolist()
+        broken += batch.skipped
         if sum(sizes) == 0:
             continue
         with autocast(task.config.optim.precision, place.device):
-            result = compute(to_tensors(utterances, place.device), sizes)
-        numbers.append(row_numbers(utterances).numpy())
+            result = compute(batch.inputs, sizes)
+        numbers.append(batch.rows.numpy())
         values.append(result.float().cpu().numpy())
     parts = place.collect((np.concatenate(numbers), np.concatenate(values), broken) if numbers else None)
     parts = [part for part in parts if part is not None]

@@ -48,8 +48,7 @@ def launch(config: Config) -> int:
         UserError: the data or the settings do not allow it.
     """
     # What workers print goes to Ray's logs; what a person should see comes through the monitor.
-    ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    with heeded_signals() as signals:
+    with ray.init(log_to_driver=False, logging_level=logging.ERROR), heeded_signals() as signals:
         outcome, error = _watch(config, signals)
     if outcome.failures:
         raise UserError("\n".join(outcome.failures))

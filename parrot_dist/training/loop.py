@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 from parrot_dist import config as configuration
 from parrot_dist.config import Config
 from parrot_dist.data.plan import EpochPlan
-from parrot_dist.data.stream import Skipped, Utterance
 from parrot_dist.errors import UserError
 from parrot_dist.fusion import row_keys
 from parrot_dist.reporting import history
@@ -24,9 +23,10 @@ from parrot_dist.reporting.history import EpochRecord
 from parrot_dist.reporting.metrics import score
 from parrot_dist.training import checkpoint
 from parrot_dist.training.checkpoint import Found, Manifest, Writer
-from parrot_dist.training.inference import Place, autocast, infer, open_stream, row_numbers, to_tensors
+from parrot_dist.training.inference import Batch, Place, autocast, infer, open_stream
 from parrot_dist.training.model import ParrotModel, build_model, describe_encoders
 from parrot_dist.training.monitor import Kind
+from parrot_dist.training.prefix import open_feeds
 from parrot_dist.training.reference import fit_reference
 from parrot_dist.training.snapshot import State, dump_parts, restore
 from parrot_dist.training.task import Task, open_task
@@ -102,6 +102,7 @@ class Loop:
         """
         if found is not None:
             self.state = restore(found, self.model, self.optimizer, self.scaler)
+        self.feeds = open_feeds(self.task, self.model, self.place, self.reporter)
         self.network = wrap(self.model, self.place)
         while not self.finished:
             self._train_epoch()
@@ -119,14 +120,14 @@ class Loop:
         self.clock = Clock()
         self.model.train()
         plan = self.task.training_plan(self.state.epoch)
-        batches = open_stream(self.task, plan, self.place, self.state.epoch_step)
+        batches = open_stream(self.task, self.feeds, plan, self.place, self.state.epoch_step)
         for epoch_step in range(self.state.epoch_step, plan.steps):
             began = time.perf_counter()
-            utterances, skipped, failure = self._next_batch(batches)
+            batch = next_or_error(batches)
             self.clock.waited += time.perf_counter() - began
-            sizes = self._agree(utterances, skipped, failure, plan)
-            if sum(sizes):
-                self._step(utterances, sizes, plan, epoch_step)
+            sizes = self._agree(batch, plan)
+            if isinstance(batch, Batch) and any(sizes):
+                self._step(batch, sizes, plan, epoch_step)
             self.state.step += 1
             self.state.epoch_step = epoch_step + 1
             every = self.config.checkpoint.every_steps
@@ -134,25 +135,17 @@ class Loop:
                 self._save(score=None)
         self.clock.trained = time.perf_counter() - self.clock.began
 
-    def _next_batch(
-        self, batches: Iterator[tuple[list[Utterance], list[Skipped]]]
-    ) -> tuple[list[Utterance], list[Skipped], str | None]:
-        try:
-            utterances, skipped = next(batches)
-        except UserError as error:  # the other ranks must hear of it, or they would wait for this one
-            return [], [], str(error)
-        return utterances, skipped, None
-
-    def _agree(
-        self, utterances: list[Utterance], skipped: list[Skipped], failure: str | None, plan: EpochPlan
-    ) -> list[int]:
+    def _agree(self, batch: Batch | UserError, plan: EpochPlan) -> list[int]:
         """The rows of every rank in this step, once no rank has a reason to leave: all leave together or none."""
+        failure = str(batch) if isinstance(batch, UserError) else None
+        skipped = batch.skipped if isinstance(batch, Batch) else []
         for one in skipped:
             if one.key not in self.named:
                 self.named.add(one.key)
                 self.reporter.put("message", text=f"skipped {one.key}: {one.reason}")
         stop = self.place.rank == 0 and self.reporter.stop_wanted()
-        facts = self.place.exchange([len(utterances), len(skipped), failure is not None, stop])
+        size = len(batch.rows) if isinstance(batch, Batch) else 0
+        facts = self.place.exchange([size, len(skipped), failure is not None, stop])
         rows, broken, failed, stopped = facts.T
         if failed.any():
             raise UserError(next(text for text in self.place.collect(failure) if text))
@@ -168,14 +161,14 @@ class Loop:
                 f"{self.config.data.shards} cannot be read, more than {self.config.data.max_broken:.1%}: "
                 + ", ".join(names[:20])
             )
-        return rows.tolist()  # type: ignore[no-any-return]
+        sizes: list[int] = rows.tolist()
+        return sizes
 
-    def _step(self, utterances: list[Utterance], sizes: list[int], plan: EpochPlan, epoch_step: int) -> None:
-        rows = row_numbers(utterances)
-        labels = torch.from_numpy(self.task.labels[rows.numpy()]).to(self.place.device)
-        keys = row_keys(self.config.seed, self.state.step, rows).to(self.place.device)
+    def _step(self, batch: Batch, sizes: list[int], plan: EpochPlan, epoch_step: int) -> None:
+        labels = torch.from_numpy(self.task.labels[batch.rows.numpy()]).to(self.place.device)
+        keys = row_keys(self.config.seed, self.state.step, batch.rows).to(self.place.device)
         with autocast(self.config.optim.precision, self.place.device):
-            logits = self.network(to_tensors(utterances, self.place.device), keys, sizes)
+            logits = self.network(batch.inputs, keys, sizes)
         # DDP averages over ranks what has to be a mean over the rows of all of them.
         loss = F.cross_entropy(logits, labels, reduction="sum") * (self.place.world_size / sum(sizes))
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -236,7 +229,11 @@ class Loop:
     def _validate(self) -> EpochRecord:
         self.model.eval()
         rows, logits, _ = infer(
-            self.task, self.task.parts.validation, self.place, lambda waves, sizes: self.model(waves, None, sizes)
+            self.task,
+            self.feeds,
+            self.task.parts.validation,
+            self.place,
+            lambda inputs, sizes: self.model(inputs, None, sizes),
         )
         labels = self.task.labels[rows]
         scores = score(labels, logits.argmax(1), len(self.config.data.classes))
@@ -259,7 +256,7 @@ class Loop:
 
     def _save(self, score: float | None) -> None:
         """Start a checkpoint of what is now; every rank calls, the first one writes."""
-        reference = fit_reference(self.task, self.model, self.place) if score is not None else None
+        reference = fit_reference(self.task, self.feeds, self.model, self.place) if score is not None else None
         if self.place.rank != 0:
             return
         manifest = Manifest(
@@ -274,6 +271,14 @@ class Loop:
         )
         parts: dict[str, Any] = dump_parts(self.state, self.model, self.optimizer, self.scaler, reference)
         self.writer.save(manifest, parts | {"config.yaml": configuration.dumps(self.config).encode()})
+
+
+def next_or_error(batches: Iterator[Batch]) -> Batch | UserError:
+    """The next batch, or why there is none: the other ranks must hear of it, or they would wait for this one."""
+    try:
+        return next(batches)
+    except UserError as error:
+        return error
 
 
 def build_optimizer(model: ParrotModel, config: Config) -> torch.optim.Optimizer:

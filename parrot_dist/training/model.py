@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from parrot_dist import config as configuration
 from parrot_dist.config import Config
 from parrot_dist.data.audio import SAMPLE_RATE
-from parrot_dist.encoders import Encoder, load_encoder
+from parrot_dist.encoders import Activation, Encoder, load_encoder
 from parrot_dist.errors import UserError
 from parrot_dist.fusion import Head, Reference, build_head
 from parrot_dist.training import checkpoint
@@ -20,6 +20,8 @@ from parrot_dist.training.checkpoint import Found
 
 MODEL_PART, REFERENCE_PART, CONFIG_PART = "model.safetensors", "reference.safetensors", "config.yaml"
 SINGLE_BRANCH_HEADS = ("fcn", "cnn")
+
+Inputs = dict[str, list[Tensor | Activation]]
 
 
 class ParrotModel(nn.Module):
@@ -30,29 +32,30 @@ class ParrotModel(nn.Module):
         self.encoders = nn.ModuleDict(encoders)
         self.head = head
 
-    def forward(self, waveforms: list[Tensor], keys: Tensor | None = None, sizes: list[int] | None = None) -> Tensor:
+    def forward(self, inputs: Inputs, keys: Tensor | None = None, sizes: list[int] | None = None) -> Tensor:
         """Logits (b, C) of this rank's rows of a global batch, see `Head.forward`.
 
         Args:
-            waveforms: one (samples,) float32 tensor at 16 kHz per row; none on a rank that the batch does not reach.
+            inputs: branch -> one waveform (samples,) at 16 kHz, or one activation, per row; none on a rank that the
+                batch does not reach.
             keys: (b,) int64, what each row's dropout is drawn from; needed in training.
             sizes: the number of rows of every rank.
         """
-        logits: Tensor = self.head(*self.embed(waveforms), keys, sizes)
+        logits: Tensor = self.head(*self.embed(inputs), keys, sizes)
         return logits
 
-    def embed(self, waveforms: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def embed(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """The embeddings (b, Dm) and (b, Da) of the two branches; of no width for a branch that is not there."""
-        return self._embed_branch("mamba", waveforms), self._embed_branch("attention", waveforms)
+        return self._embed_branch("mamba", inputs), self._embed_branch("attention", inputs)
 
-    def _embed_branch(self, branch: str, waveforms: list[Tensor]) -> Tensor:
+    def _embed_branch(self, branch: str, inputs: Inputs) -> Tensor:
         device = next(self.parameters()).device
         if branch not in self.encoders:
-            return torch.empty(len(waveforms), 0, device=device)
+            return torch.empty(len(next(iter(inputs.values()))), 0, device=device)
         # A rank without rows still runs, and drops, one second of silence: DDP waits for a gradient from every rank.
-        batch = waveforms or [torch.zeros(SAMPLE_RATE, device=device)]
-        embedding: Tensor = self.encoders[branch](batch)
-        return embedding[: len(waveforms)]
+        rows = inputs[branch] or [torch.zeros(SAMPLE_RATE, device=device)]
+        embedding: Tensor = self.encoders[branch](rows)
+        return embedding[: len(inputs[branch])]
 
     def branches(self) -> Iterator[tuple[str, Encoder]]:
         """The encoders that are there, by branch."""

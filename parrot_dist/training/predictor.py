@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from parrot_dist.data.audio import SAMPLE_RATE, Waveform, load, peak_normalise
+from parrot_dist.encoders import Activation
 from parrot_dist.errors import UserError
 from parrot_dist.fusion import Reference
 from parrot_dist.training import checkpoint
@@ -55,7 +56,8 @@ class Predictor:
         """Probabilities (C,) of a waveform (samples,) at 16 kHz, cut as in training."""
         if self.normalise:
             waveform = peak_normalise(waveform)
-        embeddings = self.model.embed([torch.from_numpy(waveform[: self.max_samples])])
+        rows: list[torch.Tensor | Activation] = [torch.from_numpy(waveform[: self.max_samples])]
+        embeddings = self.model.embed({branch: rows for branch, _ in self.model.branches()})
         logits = self.model.head.predict_alone(*embeddings, self.reference)
         probabilities: NDArray[np.float32] = logits.softmax(1)[0].numpy()
         return probabilities

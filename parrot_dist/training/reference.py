@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from parrot_dist.data.stream import Source
 from parrot_dist.fusion import PairHead, Reference, pick_reference
-from parrot_dist.training.inference import Place, infer
-from parrot_dist.training.model import ParrotModel
+from parrot_dist.training.inference import Item, Place, infer
+from parrot_dist.training.model import Inputs, ParrotModel
 from parrot_dist.training.task import Task
 
 
-def fit_reference(task: Task, model: ParrotModel, place: Place) -> Reference | None:
+def fit_reference(task: Task, feeds: Mapping[str, Source[Item]], model: ParrotModel, place: Place) -> Reference | None:
     """The reference of `model` as it is now, from `fusion.reference_rows` training utterances, as many of each class
     as there are; the same on every rank. None for a head that transports nothing.
     """
@@ -21,10 +24,10 @@ def fit_reference(task: Task, model: ParrotModel, place: Place) -> Reference | N
     train = task.parts.train
     rows = train[pick_reference(task.labels[train], fusion.reference_rows, task.config.seed)]
 
-    def both(waveforms: list[Tensor], sizes: list[int]) -> Tensor:
-        return torch.cat(head.rows(*model.embed(waveforms)), 1)
+    def both(inputs: Inputs, _: list[int]) -> Tensor:
+        return torch.cat(head.rows(*model.embed(inputs)), 1)
 
     model.eval()
-    _, values, _ = infer(task, rows, place, both)
+    _, values, _ = infer(task, feeds, rows, place, both)
     R_p, R_q = torch.from_numpy(values).chunk(2, dim=1)
     return Reference.fit(R_p.contiguous(), R_q.contiguous(), fusion.epsilon, fusion.cost)

@@ -138,3 +138,33 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_batch(ground: Path
     how, _ = train(replace(settings, name="wild"), 1, tmp_path)
     assert "the loss of step" in how
     assert "the batch was s" in how
+
+
+def messages(events: list[tuple[str, dict]]) -> str:
+    return "\n".join(event["text"] for kind, event in events if kind == "message")
+
+
+def test_frozen_work_is_done_once_for_all_runs_that_share_it(
+    ground: Path, tmp_path: Path, undisturbed: tuple[Config, list[float]]
+) -> None:
+    cache = f"data.cache={tmp_path / 'cache'}"
+    words = ("optim.epochs=1", "fusion.name=concat", cache)
+    _, first = train(job(ground, tmp_path / "a", *words), 2, tmp_path)
+    assert "frozen part of mamba: to be computed once" in messages(first)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("part-*")}
+    _, second = train(job(ground, tmp_path / "b", "data.split.fold=1", *words), 1, tmp_path)
+    assert "frozen part of mamba: computed before" in messages(second)
+    assert "frozen part of attention: computed before" in messages(second)
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("part-*")} == before
+    for other in ("encoders.mamba.unfreeze=none", "optim.precision=bf16", "data.max_seconds=0.2"):
+        _, third = train(job(ground, tmp_path / other, other, *words), 1, tmp_path)
+        assert "frozen part of mamba: to be computed once" in messages(third)
+
+
+def test_training_from_activations_is_training_from_audio(
+    ground: Path, tmp_path: Path, undisturbed: tuple[Config, list[float]]
+) -> None:
+    how, events = train(job(ground, tmp_path, "data.keep_frozen=false"), 1, tmp_path)
+    assert how == "finished"
+    assert "frozen part" not in messages(events)
+    assert losses(events) == pytest.approx(undisturbed[1], rel=1e-4)

@@ -129,7 +129,9 @@ def test_neighbours_in_the_corpus_are_far_apart_in_an_epoch() -> None:
     )
     order = np.concatenate([plan.global_batch(step) for step in range(plan.steps)])
     assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.1
-    assert np.median(np.abs(np.diff(order))) > 0.5 * np.median(np.abs(np.diff(np.random.default_rng(0).permutation(8_000))))
+    assert np.median(np.abs(np.diff(order))) > 0.5 * np.median(
+        np.abs(np.diff(np.random.default_rng(0).permutation(8_000)))
+    )
 
 
 def test_an_evaluation_takes_the_samples_in_the_order_of_the_shards() -> None:
