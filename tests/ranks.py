@@ -17,13 +17,14 @@ from parrot_dist.config import Config
 from parrot_dist.errors import UserError
 from parrot_dist.training import checkpoint
 from parrot_dist.training.inference import Place
-from parrot_dist.training.loop import Stopped, train_rank
+from parrot_dist.training.loop import train_rank
 from parrot_dist.training.model import MODEL_PART
+from parrot_dist.training.monitor import Stopped
 
 
 @dataclass
 class Listener:
-    """Keeps what the loop says; wishes it to stop before step `stop_at` of this process."""
+    """Keeps what the loop says; wishes it to stop before step `stop_at` of this process, -1: before the first."""
 
     stop_at: int | None = None
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -31,6 +32,8 @@ class Listener:
 
     def put(self, kind: str, **data: Any) -> None:
         self.events.append((kind, data))
+        if kind == "fill":
+            self.asked = -1  # it will be asked after each part of the frozen work too
 
     def stop_wanted(self) -> bool:
         self.asked += 1

@@ -28,6 +28,7 @@ class Progress:
         self._bar: Bar | None = None
         self._task = TaskID(0)
         self._last = (0, 0)
+        self._filled = ("", 0)
 
     def update(self, epoch: int, step: int, steps: int, loss: float, rate: float) -> None:
         """Show that `step` of the `steps` steps of `epoch` are done; both count from 1.
@@ -48,6 +49,13 @@ class Progress:
         if 0 < reached[1] < LINES_PER_EPOCH and reached > self._last:
             self._last = reached
             self.message(f"{heading}  {state}")
+
+    def fill(self, branch: str, done: int, parts: int) -> None:
+        """Show that `done` of `parts` parts of the frozen work of `branch` are done, a line each tenth."""
+        reached = (branch, done * LINES_PER_EPOCH // parts)
+        if reached[1] and reached != self._filled:
+            self._filled = reached
+            self.message(f"frozen part of {branch}: {done}/{parts} parts")
 
     def message(self, text: str) -> None:
         """Print `text` as it is, above the bar if there is one."""

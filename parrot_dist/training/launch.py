@@ -140,6 +140,8 @@ def _show(events: list[Event], config: Config, progress: Progress, outcome: Outc
         elif event.kind == "epoch":
             record = history.from_json([event.data["record"]])[0]
             progress.message(history.line(record, config.optim.epochs))
+        elif event.kind == "fill":
+            progress.fill(**event.data)
         elif event.kind == "message":
             progress.message(event.data["text"])
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from parrot_dist.training import checkpoint
 from parrot_dist.training.checkpoint import Found, Manifest, Writer
 from parrot_dist.training.inference import Batch, Place, autocast, infer, open_stream
 from parrot_dist.training.model import ParrotModel, build_model, describe_encoders
-from parrot_dist.training.monitor import Kind
+from parrot_dist.training.monitor import Listener, Stopped
 from parrot_dist.training.prefix import open_feeds
 from parrot_dist.training.reference import fit_reference
 from parrot_dist.training.snapshot import State, dump_parts, restore
@@ -34,21 +34,7 @@ from parrot_dist.training.task import Task, open_task
 STEP_REPORT_SECONDS = 0.25  # often enough for a bar, too seldom to load the monitor
 
 
-class Stopped(Exception):  # noqa: N818  not an error: somebody asked for it
-    """The run was asked to stop, and has saved a checkpoint."""
-
-
-class Reporter(Protocol):
-    """Who is told of the run, and may wish it to stop."""
-
-    def put(self, kind: Kind, **data: Any) -> None:
-        """Take an event."""
-
-    def stop_wanted(self) -> bool:
-        """Whether the run shall save a checkpoint and leave."""
-
-
-def train_rank(config: Config, place: Place, reporter: Reporter, on_epoch: Callable[[EpochRecord], None]) -> None:
+def train_rank(config: Config, place: Place, reporter: Listener, on_epoch: Callable[[EpochRecord], None]) -> None:
     """Train as the rank at `place`, from the newest checkpoint of the run; every rank makes this call.
 
     Raises:
@@ -80,7 +66,7 @@ class Loop:
     """The training of one rank. All ranks make the same calls in the same order."""
 
     def __init__(
-        self, task: Task, model: ParrotModel, place: Place, reporter: Reporter, on_epoch: Callable[[EpochRecord], None]
+        self, task: Task, model: ParrotModel, place: Place, reporter: Listener, on_epoch: Callable[[EpochRecord], None]
     ) -> None:
         self.task, self.place, self.reporter, self.on_epoch = task, place, reporter, on_epoch
         self.config: Config = task.config

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import ray
 
-Kind = Literal["step", "epoch", "message", "end"]
+Kind = Literal["fill", "step", "epoch", "message", "end"]
 
 
 @dataclass(frozen=True)
 class Event:
     """Something the person at the driver should see.
 
-    `kind` is "step" (progress within an epoch), "epoch" (an EpochRecord as JSON), "message" (a line of text)
-    or "end" (how the run ended: finished, stopped or failed, and why).
+    `kind` is "fill" (progress of computing frozen layers), "step" (progress within an epoch), "epoch" (an EpochRecord
+    as JSON), "message" (a line of text) or "end" (how the run ended: finished, stopped or failed, and why).
     """
 
     kind: Kind
     data: dict[str, Any]
+
+
+class Stopped(Exception):  # noqa: N818  not an error: somebody asked for it
+    """The run was asked to stop, and has saved what it had."""
+
+
+class Listener(Protocol):
+    """Who is told of the run by the rank that computes, and may wish it to stop."""
+
+    def put(self, kind: Kind, **data: Any) -> None:
+        """Take an event."""
+
+    def stop_wanted(self) -> bool:
+        """Whether the run shall save a checkpoint and leave."""
 
 
 class Monitor:

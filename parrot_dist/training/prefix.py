@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,24 +14,20 @@ from parrot_dist.data.stream import Skipped, Source, Utterance
 from parrot_dist.encoders import Activation, Encoder
 from parrot_dist.training.inference import Item, Place, autocast
 from parrot_dist.training.model import ParrotModel
-from parrot_dist.training.monitor import Kind
+from parrot_dist.training.monitor import Listener, Stopped
 from parrot_dist.training.task import Task
 
 FORMAT = 1  # raise it when an encoder computes something else than before, or a record changes its form
 BATCH = 16
 
 
-class Announcer(Protocol):
-    """Who is told what is being computed."""
-
-    def put(self, kind: Kind, *, text: str) -> None:
-        """Take a message."""
-
-
-def open_feeds(task: Task, model: ParrotModel, place: Place, reporter: Announcer) -> dict[str, Source[Item]]:
+def open_feeds(task: Task, model: ParrotModel, place: Place, reporter: Listener) -> dict[str, Source[Item]]:
     """Branch -> what feeds its encoder: activations of its frozen prefix, computed now if nobody has before, or audio.
 
     Every rank makes this call, and takes its share of the parts that are missing.
+
+    Raises:
+        Stopped: `reporter` asked for it; the parts that are done stay.
     """
     feeds: dict[str, Source[Item]] = {}
     for branch, encoder in model.branches():
@@ -42,11 +37,16 @@ def open_feeds(task: Task, model: ParrotModel, place: Place, reporter: Announcer
         entry = storage.join(task.config.cache_url, entry_key(task, encoder))
         missing = place.collect(missing_parts(entry, len(task.index)) if place.rank == 0 else None)[0]
         if place.rank == 0:
-            state = f"to be computed once, {len(missing)} parts" if missing else "computed before"
+            state = "to be computed once" if missing else "computed before"
             reporter.put("message", text=f"frozen part of {branch}: {state} ({entry})")
-        for part in missing[place.rank :: place.world_size]:
-            fill_part(task, encoder, entry, part, place)
-        place.exchange([0])  # nobody reads before everybody has written
+        # The exchange also means that nobody reads before everybody has written.
+        for done in range(0, len(missing), place.world_size):
+            for part in missing[done + place.rank : done + place.rank + 1]:
+                fill_part(task, encoder, entry, part, place)
+            if place.rank == 0:
+                reporter.put("fill", branch=branch, done=done, parts=len(missing))
+            if place.exchange([place.rank == 0 and reporter.stop_wanted()]).any():
+                raise Stopped
         feeds[branch] = FrozenCorpus.open(entry, task.index)
     return feeds
 

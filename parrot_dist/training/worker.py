@@ -12,8 +12,8 @@ from parrot_dist import config as configuration
 from parrot_dist.errors import UserError
 from parrot_dist.reporting.history import EpochRecord
 from parrot_dist.training.inference import Place
-from parrot_dist.training.loop import Stopped, train_rank
-from parrot_dist.training.monitor import Reporter
+from parrot_dist.training.loop import train_rank
+from parrot_dist.training.monitor import Reporter, Stopped
 
 
 def train_worker(settings: dict[str, Any]) -> None:

@@ -161,6 +161,13 @@ def test_frozen_work_is_done_once_for_all_runs_that_share_it(
         assert "frozen part of mamba: to be computed once" in messages(third)
 
 
+def test_a_run_can_be_stopped_while_frozen_work_is_done(ground: Path, tmp_path: Path) -> None:
+    settings = job(ground, tmp_path, "optim.epochs=1", "fusion.name=concat")
+    assert train(settings, 2, tmp_path, stop_at=-1)[0] == "stopped"
+    assert list((tmp_path / "cache").rglob("part-000000.places.json"))
+    assert train(settings, 2, tmp_path)[0] == "finished"
+
+
 def test_training_from_activations_is_training_from_audio(
     ground: Path, tmp_path: Path, undisturbed: tuple[Config, list[float]]
 ) -> None:
