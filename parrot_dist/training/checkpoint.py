@@ -102,7 +102,8 @@ def best(run_url: str) -> Found | None:
 def best_of(found: list[Found]) -> Found | None:
     """The one of `found` with the highest score, the earliest of equals; None if none has a score."""
     scored = [one for one in found if one.manifest.score is not None]
-    return max(scored, key=lambda one: (one.manifest.score, -one.manifest.step)) if scored else None
+    # Rounded, since equal scores are sums in another order and differ in their last bits.
+    return max(scored, key=lambda one: (round(one.manifest.score or 0.0, 9), -one.manifest.step), default=None)
 
 
 def locate(url: str) -> Found:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import secrets
+import select
 import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
 from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from parrot_dist import config as configuration
 from parrot_dist import storage
-from parrot_dist.config import Config
+from parrot_dist.config import Config, Scale
 from parrot_dist.errors import UserError
 from parrot_dist.reporting import history
 from parrot_dist.reporting.progress import Progress
@@ -28,98 +31,169 @@ from parrot_dist.training.prepare import print_places, url_of
 from parrot_dist.training.worker import train_worker
 
 POLL_SECONDS = 0.2
-
-
-@dataclass
-class Outcome:
-    """How a run ended, as the workers told it."""
-
-    how: str = "lost"
-    failures: list[str] = field(default_factory=list)
+RAY_FOLDER = "ray"  # of the run: what Ray Train writes
+GRACE_SECONDS = 10.0  # between one worker's failure and the end of all: most fail together, and each has its say
 
 
 def launch(config: Config) -> int:
     """Run the job that `config` describes on the cluster that RAY_ADDRESS names, and return the exit code.
 
-    0: all epochs are done. 128 + signal: stopped, with a checkpoint.
-    1: the workers were lost more often than `scale.max_failures`.
+    0: all epochs are done. 128 + signal: stopped, with a checkpoint; at once if no worker had begun, or at a second
+    signal. 1: the workers were lost more often than `scale.max_failures`.
 
     Raises:
         UserError: the data or the settings do not allow it.
     """
     # What workers print goes to Ray's logs; what a person should see comes through the monitor.
-    with ray.init(log_to_driver=False, logging_level=logging.ERROR), heeded_signals() as signals:
-        outcome, error = _watch(config, signals)
-    if outcome.failures:
-        raise UserError("\n".join(outcome.failures))
-    if outcome.how == "stopped":
+    with ray.init(log_to_driver=False, logging_level=logging.ERROR), signals_on_socket() as signals:
+        # On the driver's node: anywhere else, the loss of that node would end the driver and not only its workers.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        monitor: Any = ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=here).remote()
+        watch = Watch(config, monitor, build_trainer(config, monitor), signals)
+        error = watch.fit()
+    if watch.failures:
+        raise UserError("\n".join(watch.failures))
+    if watch.how == "finished" and error is None:
+        storage.delete(storage.join(config.run_url, RAY_FOLDER))
+        print_places(config)
+        return 0
+    if watch.signals:
         print(f"stopped; the same command goes on from {url_of(checkpoint.newest(config.run_url))}")
-        return 128 + (signals[0] if signals else signal.SIGTERM)
-    if error is not None or outcome.how != "finished":
-        print(f"the run was lost: {error}\nthe same command goes on from the newest checkpoint in {config.run_url}")
-        return 1
-    print_places(config)
-    return 0
+        return 128 + watch.signals[0]
+    print(f"the run was lost: {error}\nthe same command goes on from {url_of(checkpoint.newest(config.run_url))}")
+    return 1
 
 
 @contextmanager
-def heeded_signals() -> Iterator[list[int]]:
-    """The SIGINT and SIGTERM that have come; the second one interrupts."""
-    received: list[int] = []
+def signals_on_socket() -> Iterator[socket.socket]:
+    """Where the numbers of the SIGINTs and SIGTERMs that come can be read, one byte each; nothing else heeds them.
 
-    def note(number: int, _: Any) -> None:
-        received.append(number)
-        if len(received) > 1:
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _watch(config: Config, signals: list[int]) -> tuple[Outcome, BaseException | None]:
-    """Train; meanwhile show events and pass on signals. Returns the outcome, and what Ray Train raised."""
-    monitor: Any = ray.remote(num_cpus=0)(Monitor).remote()
-    trainer, errors = build_trainer(config, monitor), []
-
-    def fit() -> None:
+    Python's handlers wait for the main thread, which sits in Ray for up to a second at a time.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    wakeup = signal.set_wakeup_fd(writer.fileno())
+    with reader, writer:
         try:
-            trainer.fit()
-        except BaseException as error:  # handed to the main thread
-            errors.append(error)
-
-    progress, outcome = Progress(config.optim.epochs), Outcome()
-    # In a thread of its own, so that signals are ours: Ray's handler aborts workers without a checkpoint.
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
-    asked = False
-    while thread.is_alive():
-        thread.join(POLL_SECONDS)
-        if signals and not asked:
-            asked = True
-            progress.message("stopping after this step; a checkpoint is being saved")
-            ray.get(monitor.stop.remote())
-        _show(ray.get(monitor.take.remote()), config, progress, outcome)
-    _show(ray.get(monitor.take.remote()), config, progress, outcome)
-    progress.close()
-    return outcome, errors[0] if errors else None
+            yield reader
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-def build_trainer(config: Config, monitor: Any) -> ray.train.torch.TorchTrainer:
+class Trainer(ray.train.torch.TorchTrainer):
+    """A Ray Train job that does not heed SIGINT, and that can be given up from another thread."""
+
+    _controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        # Ray's own handler would end the workers without a checkpoint.
+        self._controller = controller
+
+    def give_up(self) -> None:
+        """End the workers, or the wait for them, at once; `fit` raises."""
+        if self._controller is not None:
+            ray.kill(self._controller)
+
+
+class Watch:
+    """The driver's view of a run.
+
+    Attributes:
+        how: how the workers ended: finished, stopped or failed; lost as long as they have not said so.
+        failures: what they said that a person must mend.
+        signals: the numbers of the signals that came.
+    """
+
+    def __init__(self, config: Config, monitor: Any, trainer: Trainer, inbox: socket.socket) -> None:
+        self.how, self.failures, self.signals = "lost", list[str](), list[int]()
+        self._config, self._monitor, self._trainer, self._inbox = config, monitor, trainer, inbox
+        self._progress = Progress(config.optim.epochs)
+        self._over = threading.Event()
+        self._begun = False
+        self._failed_at: float | None = None
+
+    def fit(self) -> Exception | None:
+        """Train; meanwhile show events and pass on signals. Returns what Ray Train raised."""
+        self._say_what_is_lacking()
+        thread = threading.Thread(target=self._follow)
+        thread.start()
+        try:
+            self._trainer.fit()  # in the main thread, where it asks whether it may heed SIGINT
+        except Exception as error:
+            return error
+        finally:
+            self._over.set()
+            thread.join()
+            self._progress.close()
+        return None
+
+    def _follow(self) -> None:
+        while not self._over.is_set():
+            if select.select([self._inbox], [], [], POLL_SECONDS)[0]:
+                self._heed(self._inbox.recv(1)[0])
+            self._show_events()
+            failed_long_ago = self._failed_at is not None and time.monotonic() - self._failed_at > GRACE_SECONDS
+            if failed_long_ago or len(self.signals) > 1 or (self.signals and not self._begun):
+                self._trainer.give_up()
+        self._show_events()
+
+    def _heed(self, number: int) -> None:
+        self.signals.append(number)
+        if len(self.signals) == 1 and self._begun:
+            self._progress.message("stopping after this step; a checkpoint is being saved")
+            ray.get(self._monitor.stop.remote())
+
+    def _show_events(self) -> None:
+        for event in ray.get(self._monitor.take.remote()):
+            self._begun = True
+            self._show(event)
+
+    def _show(self, event: Event) -> None:
+        if event.kind == "step":
+            self._progress.update(**event.data)
+        elif event.kind == "epoch":
+            record = history.from_json([event.data["record"]])[0]
+            self._progress.message(history.line(record, self._config.optim.epochs))
+        elif event.kind == "fill":
+            self._progress.fill(**event.data)
+        elif event.kind == "message":
+            self._progress.message(event.data["text"])
+        else:
+            self.how = event.data["how"]
+            why = event.data.get("why")
+            if why and why not in self.failures:
+                self.failures.append(why)
+                self._failed_at = self._failed_at or time.monotonic()
+
+    def _say_what_is_lacking(self) -> None:
+        scale, there = self._config.scale, ray.cluster_resources()
+        for name, each in resources_of(scale).items():
+            if there.get(name, 0) < scale.num_workers * each:
+                self._progress.message(
+                    f"waiting until the cluster has {scale.num_workers * each:g} {name}s for {scale.num_workers} "
+                    f"workers; it has {there.get(name, 0):g}"
+                )
+
+
+def resources_of(scale: Scale) -> dict[str, float]:
+    """What one worker asks Ray for."""
+    return {"CPU": scale.cpus_per_worker} | ({"GPU": 1} if scale.use_gpu else {})
+
+
+def build_trainer(config: Config, monitor: Any) -> Trainer:
     """The Ray Train job. Its own small state goes to our storage by our filesystem, which rides out outages."""
     scale = config.scale
-    fs, path = storage.filesystem(storage.join(config.run_url, "ray"))
-    resources: dict[str, float] = {"CPU": float(scale.cpus_per_worker)} | ({"GPU": 1} if scale.use_gpu else {})
-    return ray.train.torch.TorchTrainer(
+    fs, path = storage.filesystem(storage.join(config.run_url, RAY_FOLDER))
+    return Trainer(
         train_worker,
         train_loop_config={"config": configuration.dumps(config), "monitor": monitor},
         scaling_config=ray.train.ScalingConfig(
             num_workers=scale.num_workers,
             use_gpu=scale.use_gpu,
-            resources_per_worker=resources,
+            resources_per_worker=resources_of(scale),
             placement_strategy=scale.placement,
         ),
         torch_config=ray.train.torch.TorchConfig(backend="cpu:gloo,cuda:nccl" if scale.use_gpu else "gloo"),
@@ -131,21 +205,3 @@ def build_trainer(config: Config, monitor: Any) -> ray.train.torch.TorchTrainer:
             failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
         ),
     )
-
-
-def _show(events: list[Event], config: Config, progress: Progress, outcome: Outcome) -> None:
-    for event in events:
-        if event.kind == "step":
-            progress.update(**event.data)
-        elif event.kind == "epoch":
-            record = history.from_json([event.data["record"]])[0]
-            progress.message(history.line(record, config.optim.epochs))
-        elif event.kind == "fill":
-            progress.fill(**event.data)
-        elif event.kind == "message":
-            progress.message(event.data["text"])
-        else:
-            outcome.how = event.data["how"]
-            why = event.data.get("why")
-            if why and why not in outcome.failures:
-                outcome.failures.append(why)
