@@ -19,7 +19,12 @@ from parrot_dist.local.cluster import ray_head
 @exits_cleanly
 def main() -> int:
     """Parse the command line, run the job, return its exit code."""
-    settings = parse(sys.argv[1:])
+    settings = parse(
+        sys.argv[1:],
+        "train",
+        "Train PARROT on the cluster that RAY_ADDRESS names, or on a local one. The same command again goes on from "
+        "the newest checkpoint.",
+    )
     from parrot_dist.training.prepare import prepare  # seconds of imports that a mistyped setting need not wait for
 
     if not prepare(settings):
@@ -30,16 +35,15 @@ def main() -> int:
         return launch(settings)
 
 
-def parse(arguments: list[str]) -> Config:
+def parse(arguments: list[str], program: str, description: str) -> Config:
     """The configuration that a command line stands for.
 
     Raises:
         UserError: see `config.load`.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m parrot_dist.train",
-        description="Train PARROT on the cluster that RAY_ADDRESS names, or on a local one. The same command again "
-        "goes on from the newest checkpoint.",
+        prog=f"python -m parrot_dist.{program}",
+        description=description,
         epilog="Settings: " + ", ".join(config.schema_keys()),
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings, see jobs/")

@@ -25,13 +25,13 @@ def print_scores(scores: Scores, intervals: Intervals, classes: Sequence[str], c
     summary = [
         [title, f"{getattr(scores, name):.3f}", interval_text(intervals[name])] for name, title in SUMMARIES.items()
     ]
-    _show(["", "score", "95 % interval"], summary, console)
+    show_table(["", "score", "95 % interval"], summary, console)
     console.print()
     rows = [
         [name, *map(str, counts), share_text(recall)]
         for name, counts, recall in zip(classes, scores.confusion, scores.recall, strict=True)
     ]
-    _show(["said \\ heard as", *classes, "recall"], rows, console, emphasis=range(1, len(classes) + 1))
+    show_table(["said \\ heard as", *classes, "recall"], rows, console, emphasis=range(1, len(classes) + 1))
 
 
 def print_predictions(
@@ -43,7 +43,7 @@ def print_predictions(
         [file, classes[int(row.argmax())], *(f"{share:.3f}" for share in row)]
         for file, row in zip(files, probabilities, strict=True)
     ]
-    _show(["file", "emotion", *classes], rows, console, emphasis=probabilities.argmax(axis=1) + 2)
+    show_table(["file", "emotion", *classes], rows, console, emphasis=probabilities.argmax(axis=1) + 2)
 
 
 def scores_json(scores: Scores, intervals: Intervals, classes: Sequence[str]) -> dict[str, Any]:
@@ -87,8 +87,11 @@ def _defined(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _show(header: list[str], rows: list[list[str]], console: Console, emphasis: Sequence[int] = ()) -> None:
+def show_table(
+    header: list[str], rows: list[list[str]], console: Console | None = None, emphasis: Sequence[int] = ()
+) -> None:
     """Print a table, the cell `emphasis[row]` of each row in bold; in a pipe plain columns that are never cut."""
+    console = console or Console()
     if not console.is_terminal:
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         for cells in [header, *rows]:
