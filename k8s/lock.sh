@@ -9,8 +9,7 @@ export PIP_CONFIG_FILE=/dev/null
 lock() {
     local file=$1
     shift
-    python3.11 -m pip install --dry-run --ignore-installed --only-binary :all: --quiet --report - -c constraints.txt \
-        --index-url https://pypi.org/simple "$@" . |
+    python3.11 -m pip install --dry-run --ignore-installed --only-binary :all: --quiet --report - -c constraints.txt "$@" . |
         jq -r '.install[] | select(.metadata.name != "parrot-dist") |
             "\(.metadata.name)==\(.metadata.version) --hash=sha256:\(.download_info.archive_info.hashes.sha256)"' |
         sort -f >"$file"
