@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 import select
 import signal
 import socket
@@ -14,25 +14,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-import ray.train
-import ray.train.torch
-from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from parrot_dist import config as configuration
 from parrot_dist import storage
-from parrot_dist.config import Config, Scale
+from parrot_dist.config import Config
 from parrot_dist.errors import UserError
 from parrot_dist.reporting import history
 from parrot_dist.reporting.progress import Progress
 from parrot_dist.training import checkpoint
 from parrot_dist.training.monitor import Event, Monitor
 from parrot_dist.training.prepare import print_places, url_of
-from parrot_dist.training.worker import train_worker
+from parrot_dist.training.trainer import RAY_FOLDER, Trainer, build_trainer, resources_of
 
 POLL_SECONDS = 0.2
-RAY_FOLDER = "ray"  # of the run: what Ray Train writes
-GRACE_SECONDS = 10.0  # between one worker's failure and the end of all: most fail together, and each has its say
+GRACE_SECONDS = 5.0  # between one worker's failure and the end of all: most fail together, and each has its say
 
 
 def launch(config: Config) -> int:
@@ -44,8 +39,7 @@ def launch(config: Config) -> int:
     Raises:
         UserError: the data or the settings do not allow it.
     """
-    # What workers print goes to Ray's logs; what a person should see comes through the monitor.
-    with ray.init(log_to_driver=False, logging_level=logging.ERROR), signals_on_socket() as signals:
+    with connect(), signals_on_socket() as signals:
         # On the driver's node: anywhere else, the loss of that node would end the driver and not only its workers.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         monitor: Any = ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=here).remote()
@@ -62,6 +56,22 @@ def launch(config: Config) -> int:
         return 128 + watch.signals[0]
     print(f"the run was lost: {error}\nthe same command goes on from {url_of(checkpoint.newest(config.run_url))}")
     return 1
+
+
+def connect() -> Any:
+    """The connection to the cluster, closed at the end of a `with` block.
+
+    Raises:
+        UserError: it does not let us in.
+    """
+    try:
+        # What workers print goes to Ray's logs; what a person should see comes through the monitor.
+        return ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise UserError(
+            f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}; check the address, and RAY_AUTH_TOKEN_PATH where the "
+            "cluster wants a token; without RAY_ADDRESS a local cluster is started"
+        ) from error
 
 
 @contextmanager
@@ -83,21 +93,6 @@ def signals_on_socket() -> Iterator[socket.socket]:
                 signal.signal(number, handler)
 
 
-class Trainer(ray.train.torch.TorchTrainer):
-    """A Ray Train job that does not heed SIGINT, and that can be given up from another thread."""
-
-    _controller: Any = None
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        # Ray's own handler would end the workers without a checkpoint.
-        self._controller = controller
-
-    def give_up(self) -> None:
-        """End the workers, or the wait for them, at once; `fit` raises."""
-        if self._controller is not None:
-            ray.kill(self._controller)
-
-
 class Watch:
     """The driver's view of a run.
 
@@ -108,7 +103,9 @@ class Watch:
     """
 
     def __init__(self, config: Config, monitor: Any, trainer: Trainer, inbox: socket.socket) -> None:
-        self.how, self.failures, self.signals = "lost", list[str](), list[int]()
+        self.how = "lost"
+        self.failures: list[str] = []
+        self.signals: list[int] = []
         self._config, self._monitor, self._trainer, self._inbox = config, monitor, trainer, inbox
         self._progress = Progress(config.optim.epochs)
         self._over = threading.Event()
@@ -169,39 +166,11 @@ class Watch:
                 self._failed_at = self._failed_at or time.monotonic()
 
     def _say_what_is_lacking(self) -> None:
-        scale, there = self._config.scale, ray.cluster_resources()
+        scale = self._config.scale
+        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         for name, each in resources_of(scale).items():
             if there.get(name, 0) < scale.num_workers * each:
                 self._progress.message(
                     f"waiting until the cluster has {scale.num_workers * each:g} {name}s for {scale.num_workers} "
                     f"workers; it has {there.get(name, 0):g}"
                 )
-
-
-def resources_of(scale: Scale) -> dict[str, float]:
-    """What one worker asks Ray for."""
-    return {"CPU": scale.cpus_per_worker} | ({"GPU": 1} if scale.use_gpu else {})
-
-
-def build_trainer(config: Config, monitor: Any) -> Trainer:
-    """The Ray Train job. Its own small state goes to our storage by our filesystem, which rides out outages."""
-    scale = config.scale
-    fs, path = storage.filesystem(storage.join(config.run_url, RAY_FOLDER))
-    return Trainer(
-        train_worker,
-        train_loop_config={"config": configuration.dumps(config), "monitor": monitor},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=scale.num_workers,
-            use_gpu=scale.use_gpu,
-            resources_per_worker=resources_of(scale),
-            placement_strategy=scale.placement,
-        ),
-        torch_config=ray.train.torch.TorchConfig(backend="cpu:gloo,cuda:nccl" if scale.use_gpu else "gloo"),
-        run_config=ray.train.RunConfig(
-            # A name of its own each time: what to go on from is read off our checkpoints, not off Ray's memory.
-            name=secrets.token_hex(4),
-            storage_path=path,
-            storage_filesystem=PyFileSystem(FSSpecHandler(fs)),
-            failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
-        ),
-    )

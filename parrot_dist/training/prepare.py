@@ -9,7 +9,7 @@ from parrot_dist.errors import UserError
 from parrot_dist.training import checkpoint
 from parrot_dist.training.checkpoint import Found
 from parrot_dist.training.model import CONFIG_PART, build_model, check_encoders
-from parrot_dist.training.task import check_task, open_task
+from parrot_dist.training.task import check_corpus, check_task, open_task
 
 
 def prepare(config: Config) -> bool:
@@ -21,7 +21,8 @@ def prepare(config: Config) -> bool:
         UserError: the store, the corpus, an encoder or an earlier run of this name does not fit the configuration.
     """
     storage.check_writable(config.output)
-    check_task(open_task(config))
+    task = open_task(config)
+    check_task(task)
     model = build_model(config)
     newest = checkpoint.newest(config.run_url)
     if newest is not None:
@@ -32,6 +33,7 @@ def prepare(config: Config) -> bool:
                 f"name: {config.run_url} is a run with other settings; give this one another name=...\n"
                 + "\n".join(f"  {change}" for change in changed)
             )
+        check_corpus(task, newest)
         check_encoders(model, newest)
         if newest.manifest.finished and newest.manifest.epoch >= config.optim.epochs:
             print(f"{config.run_url} is complete after {newest.manifest.epoch} epochs; nothing to do")

@@ -24,7 +24,7 @@ from parrot_dist.training.evaluation import Evaluation, evaluate, evaluate_proso
 from parrot_dist.training.inference import Place
 from parrot_dist.training.model import load_checkpoint
 from parrot_dist.training.snapshot import read_history
-from parrot_dist.training.task import Task, open_task
+from parrot_dist.training.task import Task, check_corpus, open_task
 
 MODES = {"batch": BATCH, "reference": REFERENCE}
 
@@ -49,8 +49,7 @@ def evaluate_checkpoint(url: str, split: str, transport: str | None, out: Path |
     if transport == "reference" and reference is None and model.head.needs_reference:
         raise UserError(f"{found.url}: saved within an epoch, without reference rows; take one from an epoch's end")
     task = open_task(config)
-    if task.index.digest != found.manifest.index_digest:
-        raise UserError(f"{config.data.shards}: the corpus has changed since {found.url} was trained on it")
+    check_corpus(task, found)
     place = Place(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     model.to(place.device)
     rows = getattr(task.parts, split)

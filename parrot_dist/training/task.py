@@ -12,6 +12,7 @@ from parrot_dist.data.plan import EpochPlan, Rows, sequential_epoch, shuffled_ep
 from parrot_dist.data.split import Parts, split_speakers
 from parrot_dist.data.stream import Corpus
 from parrot_dist.errors import UserError
+from parrot_dist.training.checkpoint import Found
 
 
 @dataclass(frozen=True)
@@ -82,3 +83,13 @@ def check_task(task: Task) -> None:
         UserError: they do not belong together.
     """
     check_index(task.config.data.shards, task.index)
+
+
+def check_corpus(task: Task, found: Found) -> None:
+    """Compare the corpus with the one that a checkpoint was trained on.
+
+    Raises:
+        UserError: it is another one now.
+    """
+    if task.index.digest != found.manifest.index_digest:
+        raise UserError(f"data.shards: {task.config.data.shards} has changed since {found.url} was trained on it")

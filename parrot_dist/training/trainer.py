@@ -1,0 +1,62 @@
+"""A configuration as a job of Ray Train."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+from parrot_dist import config as configuration
+from parrot_dist import storage
+from parrot_dist.config import Config, Scale
+from parrot_dist.training.worker import train_worker
+
+RAY_FOLDER = "ray"  # of the run: what Ray Train writes
+
+
+class Trainer(ray.train.torch.TorchTrainer):
+    """A Ray Train job that does not heed SIGINT, and that can be given up from another thread."""
+
+    _controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        # Ray's own handler would end the workers without a checkpoint.
+        self._controller = controller
+
+    def give_up(self) -> None:
+        """End the workers, or the wait for them, at once; `fit` raises."""
+        if self._controller is not None:
+            ray.kill(self._controller)
+
+
+def build_trainer(config: Config, monitor: Any) -> Trainer:
+    """The Ray Train job. Its own small state goes to our storage by our filesystem, which rides out outages."""
+    scale = config.scale
+    fs, path = storage.filesystem(storage.join(config.run_url, RAY_FOLDER))
+    return Trainer(
+        train_worker,
+        train_loop_config={"config": configuration.dumps(config), "monitor": monitor},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scale.num_workers,
+            use_gpu=scale.use_gpu,
+            resources_per_worker=resources_of(scale),
+            placement_strategy=scale.placement,
+        ),
+        torch_config=ray.train.torch.TorchConfig(backend="cpu:gloo,cuda:nccl" if scale.use_gpu else "gloo"),
+        run_config=ray.train.RunConfig(
+            # A name of its own each time: what to go on from is read off our checkpoints, not off Ray's memory.
+            name=secrets.token_hex(4),
+            storage_path=path,
+            storage_filesystem=PyFileSystem(FSSpecHandler(fs)),
+            failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
+        ),
+    )
+
+
+def resources_of(scale: Scale) -> dict[str, float]:
+    """What one worker asks Ray for."""
+    return {"CPU": float(scale.cpus_per_worker)} | ({"GPU": 1.0} if scale.use_gpu else {})
