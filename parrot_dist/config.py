@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from parrot_dist.errors import UserError
@@ -152,7 +152,7 @@ def load(file: str | None, words: list[str]) -> Config:
     for key, variable in environment.items():
         if variable in os.environ:
             OmegaConf.update(defaults, key, os.environ[variable])
-    return _resolve([defaults, *layers])
+    return _absolute(_resolve([defaults, *layers]))
 
 
 def loads(text: str) -> Config:
@@ -175,13 +175,38 @@ def differences(old: Config, new: Config) -> list[str]:
     ]
 
 
+def _absolute(config: Config) -> Config:
+    """`config` with its local places made absolute: Ray runs drivers and workers in folders of their own."""
+    data = replace(
+        config.data, shards=_place(config.data.shards), cache=config.data.cache and _place(config.data.cache)
+    )
+    branches = {
+        name: replace(branch, source=_source(branch.source))
+        for name, branch in (("mamba", config.encoders.mamba), ("attention", config.encoders.attention))
+    }
+    return replace(config, output=_place(config.output), data=data, encoders=Encoders(**branches))
+
+
+def _place(url: str) -> str:
+    return url if ":" in url else str(Path(url).expanduser().absolute())
+
+
+def _source(source: str) -> str:
+    family, colon, place = source.partition(":")
+    # A name that is nothing here may be a Hub id.
+    return f"{family}{colon}{_place(place)}" if place and Path(place).expanduser().exists() else source
+
+
 def _read_yaml(file: str) -> Any:
     if not Path(file).is_file():
         raise UserError(f"{file}: there is no such configuration file")
     try:
-        return OmegaConf.load(file)
+        content = OmegaConf.load(file)
     except Exception as error:
         raise UserError(f"{file}: not readable as YAML: {error}") from error
+    if not isinstance(content, DictConfig):
+        raise UserError(f"{file}: holds a list; settings are written as key: value")
+    return content
 
 
 def _parse_word(word: str) -> Any:
@@ -195,7 +220,10 @@ def _parse_word(word: str) -> Any:
 
 def _resolve(layers: list[Any]) -> Config:
     """Merge untyped layers, then lay them leaf by leaf over the schema, so that every fault is found."""
-    merged = OmegaConf.merge(*layers)
+    try:
+        merged = OmegaConf.merge(*layers)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise UserError(f"the configuration cannot be used: {str(error).splitlines()[0]}") from error
     schema = OmegaConf.structured(Config)
     known = schema_keys()
     faults = []
@@ -208,19 +236,18 @@ def _resolve(layers: list[Any]) -> Config:
             OmegaConf.update(schema, key, value)
         except OmegaConfBaseException as error:
             faults.append(f"{key}: {str(error).splitlines()[0]}")
-    missing = [
-        key for key in sorted(OmegaConf.missing_keys(schema)) if not any(f.startswith(f"{key}:") for f in faults)
-    ]
-    faults += [f"{key}: must be given{_ENVIRONMENT_HINT.get(key, '')}" for key in missing]
-    if not missing and not faults:
-        try:
+    try:
+        missing = sorted(OmegaConf.missing_keys(schema))
+        named = [fault.partition(":")[0] for fault in faults]
+        faults += [f"{key}: must be given{_ENVIRONMENT_HINT.get(key, '')}" for key in missing if key not in named]
+        if not missing:  # what is mistyped has its default here, so that the rest is checked all the same
             config = cast(Config, OmegaConf.to_object(schema))
-        except OmegaConfBaseException as error:
-            raise UserError(f"configuration: {str(error).splitlines()[0]}") from error
-        faults = contradictions(config)
-        if not faults:
-            return config
-    raise UserError("the configuration cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
+            faults += contradictions(config)
+    except OmegaConfBaseException as error:
+        faults.append(str(error).splitlines()[0])
+    if faults:
+        raise UserError("the configuration cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
+    return config
 
 
 _ENVIRONMENT_HINT = {"data.shards": " (or PARROT_SHARDS)", "output": " (or PARROT_OUTPUT)"}
@@ -249,6 +276,10 @@ def contradictions(config: Config) -> list[str]:
         (data.max_seconds > 0, "data.max_seconds", "must be above 0"),
         (0 <= data.max_broken < 1, "data.max_broken", "must be in [0, 1)"),
         (data.workers >= 0, "data.workers", "must be 0 or more"),
+        (config.seed >= 0, "seed", "must be 0 or more"),
+        (config.encoders.mamba.lr > 0, "encoders.mamba.lr", "must be above 0"),
+        (config.encoders.attention.lr > 0, "encoders.attention.lr", "must be above 0"),
+        (optim.weight_decay >= 0, "optim.weight_decay", "must be 0 or more"),
         (optim.epochs > 0, "optim.epochs", "must be above 0"),
         (optim.lr > 0, "optim.lr", "must be above 0"),
         (optim.patience >= 0, "optim.patience", "must be 0 or more"),

@@ -12,6 +12,10 @@ class UserError(Exception):
     """What is wrong, where, and what to do: shown as it stands, without a traceback, exit code 2."""
 
 
+class Unreachable(UserError):  # noqa: N818
+    """The object store does not answer: a wrong address before a run starts, an outage to be ridden out within it."""
+
+
 def exits_cleanly(main: Callable[[], int]) -> Callable[[], int]:
     """Decorate an entry point: a `UserError` becomes one message on stderr and exit code 2, Ctrl-C exit code 130."""
 

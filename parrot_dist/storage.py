@@ -6,9 +6,11 @@ The endpoint and the credentials come from the usual AWS chain (`AWS_ENDPOINT_UR
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import posixpath
+import re
 import shutil
 import tempfile
 import uuid
@@ -19,7 +21,7 @@ from typing import Any
 
 import fsspec
 
-from parrot_dist.errors import UserError
+from parrot_dist.errors import Unreachable, UserError
 
 # s3fs retries 5xx, throttling and broken connections itself; adaptive mode would also throttle a healthy client.
 S3_OPTIONS: dict[str, Any] = {
@@ -36,6 +38,8 @@ def filesystem(url: str) -> tuple[Any, str]:
     """
     protocol, _, rest = url.partition("://")
     if not rest:
+        if re.match(r"[a-z][a-z0-9+.-]*:", url):  # s3:/bucket would become a folder of that name
+            raise UserError(f"{url}: write it with two slashes and a bucket, as in s3://bucket/folder")
         return fsspec.filesystem("file"), str(Path(url).expanduser().absolute())
     if protocol == "file":
         return fsspec.filesystem("file"), rest
@@ -134,18 +138,26 @@ def local_copy(url: str) -> Path:
         state = "\n".join(f"{name} {info['size']} {info.get('ETag')}" for name, info in sorted(found.items()))
         root = Path(tempfile.gettempdir()) / f"parrot-dist-{os.getuid()}"
         target = root / hashlib.sha256(state.encode()).hexdigest()[:24]
-        if not target.exists():
-            root.mkdir(mode=0o700, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(dir=root))
-            for name in found:
-                place = partial / posixpath.relpath(name, posixpath.dirname(path))
-                place.parent.mkdir(parents=True, exist_ok=True)
-                fs.get_file(name, str(place))
-            try:
-                partial.rename(target)
-            except OSError:  # another rank was faster; its copy has the same content
-                shutil.rmtree(partial)
+        root.mkdir(mode=0o700, exist_ok=True)
+        with target.with_suffix(".lock").open("w") as lock:
+            # One rank of the node downloads, the others wait; the lock ends with the process that held it.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                _download(fs, {name: posixpath.relpath(name, posixpath.dirname(path)) for name in found}, target)
     return target / posixpath.basename(path)
+
+
+def _download(fs: Any, names: dict[str, str], target: Path) -> None:
+    """Get the objects, each to its place below `target`, which appears only when it is whole."""
+    partial = Path(tempfile.mkdtemp(dir=target.parent))
+    try:
+        for name, place in names.items():
+            (partial / place).parent.mkdir(parents=True, exist_ok=True)
+            fs.get_file(name, str(partial / place))
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
 
 
 @contextmanager
@@ -155,6 +167,8 @@ def explained(url: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise UserError(f"{url}: there is no such bucket or object; check the name") from error
+    except (NotADirectoryError, FileExistsError) as error:
+        raise UserError(f"{url}: a file is where a folder should be ({_reason(error)})") from error
     except PermissionError as error:
         raise UserError(
             f"{url}: access refused ({_reason(error)}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_PROFILE"
@@ -164,7 +178,7 @@ def explained(url: str) -> Iterator[None]:
         if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
             raise UserError(f"{url}: no usable AWS credentials ({_reason(error)})") from error
         if kind in ("EndpointConnectionError", "ConnectTimeoutError"):
-            raise UserError(
+            raise Unreachable(
                 f"{url}: the object store does not answer ({_reason(error)}); check AWS_ENDPOINT_URL"
             ) from error
         raise

@@ -31,7 +31,7 @@ from shards import corpora, tar
 from shards.console import name_skipped, progress
 from shards.corpora import Clip, Stray
 
-FORMAT = 1  # raise it when the same input gives other bytes than before
+FORMAT = 2  # raise it when the same input gives other bytes than before
 RECORD = "build.json"
 SHARD_NAME = re.compile(r"shard-\d{6}\.tar")
 MAX_KEY = 80  # a ustar name holds 100 characters, suffix included
@@ -209,11 +209,14 @@ def prepare(settings: Settings, clip: Clip) -> Sample | Stray:
 
 
 def make_key(clip: Clip) -> str:
-    """A key that any tar and any WebDataset reader takes: ASCII, no dots, short, and still readable."""
+    """A key that any tar and any WebDataset reader takes: ASCII, no dots, short, still readable, and of one path only.
+
+    The digest tells apart the paths that read the same, as labels in another script do.
+    """
     path = f"{clip.corpus}/{clip.path.rpartition('.')[0]}"
-    key = re.sub(r"[^A-Za-z0-9_-]+", "-", path)
-    digest = hashlib.sha256(path.encode()).hexdigest()[:8]
-    return key if len(key) <= MAX_KEY else f"{key[: MAX_KEY - 9]}-{digest}"
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", path)
+    digest = hashlib.sha256(path.encode()).hexdigest()[:12]
+    return f"{readable[: MAX_KEY - 13]}-{digest}"
 
 
 def map_ahead(

@@ -29,6 +29,7 @@ from parrot_dist.encoders import Activation
 HEADER = struct.Struct("<2I3I")  # checksum of all behind it, steps, shape
 RECORDS, PLACES = ".records", ".places.json"
 PART_ROWS = 128  # bounds the memory of whoever computes a part
+READ_AHEAD = 8  # records of a lane
 IN_MEMORY_BYTES = 512 * 2**20  # an entry up to this size is read once, and kept by each rank
 
 
@@ -132,14 +133,19 @@ class FrozenCorpus:
         return {name: value for name, value in self.__dict__.items() if name != "_files"}
 
     @property
-    def nbytes(self) -> int:
-        """Size of all records."""
-        return int(self.layout.size.sum())
+    def in_memory(self) -> bool:
+        """Whether the whole entry is small enough to be kept by each rank."""
+        return int(self.layout.size.sum()) <= IN_MEMORY_BYTES
+
+    @property
+    def read_ahead(self) -> int:
+        """Records are large and lie anywhere, so a window of them would only take memory."""
+        return READ_AHEAD
 
     def read(self, rows: Rows) -> dict[int, bytes]:
         """Row -> its record; from memory when the whole entry is small."""
         there = rows[self.layout.size[rows] > 0]
-        if self.nbytes > IN_MEMORY_BYTES:
+        if not self.in_memory:
             found = fetch(self.url, self.shards, self.layout, there)
         else:
             layout = self.layout

@@ -47,6 +47,14 @@ class Source(Protocol[Sample]):
     def layout(self) -> Layout:
         """Where in the shards each row of the index lies."""
 
+    @property
+    def read_ahead(self) -> int | None:
+        """How many samples of a lane to read at a time; None: a window, whose samples lie side by side."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether reading and decoding cost nothing worth a process of its own."""
+
     def read(self, rows: Rows) -> dict[int, bytes]:
         """Row -> its bytes."""
 
@@ -63,6 +71,8 @@ class Corpus:
     layout: Layout
     keys: NDArray[Any]
     max_samples: int
+    read_ahead = None
+    in_memory = False
 
     @classmethod
     def of(cls, url: str, index: Index, max_seconds: float) -> Corpus:
@@ -106,9 +116,8 @@ class RankStream(IterableDataset[list[Sample | Skipped]]):
                 yield [item for lane in lanes for item in islice(readers[lane], len(self.plan.lane_step(lane, step)))]
 
     def _read_lane(self, lane: int, pool: ThreadPoolExecutor) -> Iterator[Sample | Skipped]:
-        rows, window = self.plan.lane(lane), self.plan.window
+        rows, window = self.plan.lane(lane), self.source.read_ahead or self.plan.window
         done = self.start * self.plan.lane_rows
-        # Windows are cut from the lane's beginning, wherever reading starts: they are part of the order.
         cuts = [(max(a, done), min(a + window, len(rows))) for a in range(0, len(rows), window) if a + window > done]
         ahead: Future[dict[int, bytes]] | None = None
         for number, (begin, end) in enumerate(cuts):
@@ -127,8 +136,10 @@ def fetch(url: str, shards: tuple[str, ...], layout: Layout, rows: Rows) -> dict
         OSError: a shard is shorter than its index says, or the store failed for good.
         UserError: a shard is not there, or access is refused.
     """
-    ordered, starts = find_chunks(layout, rows)
     found: dict[int, bytes] = {}
+    if not len(rows):
+        return found
+    ordered, starts = find_chunks(layout, rows)
     for chunk in np.split(ordered, starts[1:]):
         begin = layout.offset[chunk]
         end = begin + layout.size[chunk]
@@ -141,7 +152,7 @@ def fetch(url: str, shards: tuple[str, ...], layout: Layout, rows: Rows) -> dict
 
 def iterate(stream: RankStream[Sample], workers: int) -> Iterator[list[Sample | Skipped]]:
     """One list of samples a step, decoded by `workers` processes (0: in this one, between steps)."""
-    workers = min(workers, len(stream.lanes))
+    workers = 0 if stream.source.in_memory else min(workers, len(stream.lanes))
     if workers == 0:
         yield from stream
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from parrot_dist.encoders.base import Encoder
 from parrot_dist.encoders.ssam import SsamEncoder
-from parrot_dist.encoders.weights import digest, hub_folder, read_tensors, ssam_file, weight_files
+from parrot_dist.encoders.weights import deciding_files, digest, hub_folder, read_tensors, ssam_file
 from parrot_dist.errors import UserError
 
 
@@ -32,4 +32,4 @@ def load_encoder(spec: str, *, readout: str = "released", revision: str | None =
     from parrot_dist.encoders.attention import load_attention  # transformers takes seconds to import
 
     folder = hub_folder(place, revision)
-    return load_attention(folder, spec, digest(weight_files(folder)))
+    return load_attention(folder, spec, digest(deciding_files(folder)))

@@ -78,7 +78,6 @@ class SsamEncoder(Encoder):
         self.shape, self.readout = shape, readout
         self.dim = shape.bands * shape.width
         self.depth = shape.depth
-        self.depth = shape.depth
         self.logmel = LogMel()
         self.patch_embed = _PatchEmbed(shape)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))

@@ -5,18 +5,31 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from parrot_dist import storage
 from parrot_dist.errors import UserError
 
 CHECKPOINT = re.compile(r"(?:^|/)checkpoint-(\d+)\.pth$")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class Inert:
+    """Stands for any foreign class or function of a pickle, which is never imported; takes all and keeps nothing."""
+
+    def __init__(self, *arguments: object, **named: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
 
 
 def ssam_file(place: str, revision: str | None) -> Path:
@@ -60,6 +73,12 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
+def deciding_files(folder: Path) -> list[Path]:
+    """The files that decide the embeddings: what the model is, how audio is prepared for it, and its weights."""
+    described = [folder / "config.json", folder / "preprocessor_config.json"]
+    return [file for file in described if file.is_file()] + weight_files(folder)
+
+
 def snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
     """The files of a Hub repository that match `patterns`, downloaded or from the local cache.
 
@@ -79,7 +98,7 @@ def snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` or `.pth` file, the latter also below its key `model`; no other pickles.
+    """The tensors of a `.safetensors` or `.pth` file, the latter also below its key `model`, as trainers save it.
 
     Raises:
         UserError: the file is something else, or damaged.
@@ -87,13 +106,23 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        content = _without_foreign_code(file)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError) as error:
         raise UserError(f"{file}: cannot be read as a file of tensors: {str(error).splitlines()[0]}") from error
     tensors = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise UserError(f"{file}: holds no dictionary of tensors, neither at the top nor as `model`")
     return tensors
+
+
+def _without_foreign_code(file: Path) -> Any:
+    """The content of a `.pth` file, with an `Inert` for whatever is no tensor or plain value.
+
+    A trainer saves its arguments and settings beside the weights, in classes that need not be installed here.
+    """
+    foreign = get_unsafe_globals_in_checkpoint(file) if zipfile.is_zipfile(file) else []
+    with safe_globals([(Inert, name) for name in foreign]):
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def digest(files: list[Path]) -> str:

@@ -102,12 +102,12 @@ class Head(nn.Module):
         Args:
             mamba: (B, Dm) embeddings of the Mamba branch.
             attention: (B, Da) embeddings of the attention branch.
-            keys: (B,) int64, what the dropout mask of each row is drawn from (`row_keys`); needed in training.
+            keys: (B,) int64, what the dropout mask of each row is drawn from (`row_keys`); None draws at random.
             sizes: the number of rows of every rank, in which case every rank has to make this call; None couples
                 nothing but the rows given.
 
         Raises:
-            ValueError: keys are missing, or `sizes` does not fit.
+            ValueError: `sizes` does not fit.
         """
         return self._classify(self.features(mamba, attention, sizes), keys)
 
@@ -129,9 +129,8 @@ class Head(nn.Module):
     def _classify(self, features: Tensor, keys: Tensor | None) -> Tensor:
         hidden = self.dense(features).relu()
         if self.training and self.settings.dropout > 0:
-            if keys is None:
-                raise ValueError("dropout in training is drawn per sample: give a key for every row (row_keys)")
-            hidden = keyed_dropout(hidden, self.settings.dropout, keys)
+            rate = self.settings.dropout
+            hidden = F.dropout(hidden, rate) if keys is None else keyed_dropout(hidden, rate, keys)
         return wide(self.out(hidden))
 
 

@@ -58,7 +58,6 @@ class Report:
         versions: program or library -> version.
         commands: what it does -> shell command, in the order in which to run them again.
         prosody: scores of `prosody.prosody_baseline` on the same split.
-        commit: of the source code.
         split: which part of the corpus was evaluated, a key of `SPEAKERS`.
     """
 
@@ -73,7 +72,6 @@ class Report:
     versions: Mapping[str, str]
     commands: Mapping[str, str]
     prosody: Scores | None = None
-    commit: str | None = None
     split: str = "test"
 
 

@@ -29,7 +29,7 @@ class Manifest:
     """What a checkpoint holds.
 
     Attributes:
-        step: optimiser steps taken.
+        step: steps taken, those included whose rows could all not be read.
         epoch: epochs completed.
         epoch_step: steps taken in the epoch after those; 0 at an epoch's end.
         score: validation UAR at an epoch's end, else None.
@@ -178,3 +178,7 @@ def _read_manifest(url: str) -> Manifest | None:
         return Manifest(**json.loads(storage.read_bytes(storage.join(url, MANIFEST))))
     except (ValueError, TypeError):
         return None
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None  # another process retired this checkpoint since it was listed
+        raise

@@ -12,6 +12,7 @@ from parrot_dist.data.plan import Rows
 from parrot_dist.data.stream import Skipped
 from parrot_dist.fusion import Head, Reference
 from parrot_dist.reporting.metrics import Scores, bootstrap, score
+from parrot_dist.reporting.predictions import predictions_table, to_parquet
 from parrot_dist.reporting.prosody import prosody_baseline, prosody_features
 from parrot_dist.reporting.report import BATCH, PLAIN, REFERENCE, Result
 from parrot_dist.training.inference import Place, infer
@@ -35,7 +36,7 @@ class Evaluation:
 
     def results(self, task: Task) -> list[Result]:
         """The scores of every way of predicting."""
-        labels, speakers = task.labels[self.rows], task.index.speaker[self.rows].astype(str)
+        labels, speakers = task.labels[self.rows], task.speakers(self.rows)
         classes = len(task.config.data.classes)
         return [
             Result(
@@ -49,7 +50,10 @@ class Evaluation:
 
 def evaluate(task: Task, model: ParrotModel, reference: Reference | None, rows: Rows, place: Place) -> Evaluation:
     """`model` on `rows`: batch-coupled in the global batches of the evaluation plan, as in training, and, given a
-    `reference`, each utterance alone. A head that transports nothing has but one way.
+    `reference`, each utterance alone. A head that transports nothing has but one way. In float32, like `Predictor`.
+
+    Raises:
+        UserError: more than `data.max_broken` of `rows` cannot be read.
     """
     dims = [encoder.dim for _, encoder in model.branches()]
 
@@ -57,7 +61,8 @@ def evaluate(task: Task, model: ParrotModel, reference: Reference | None, rows: 
         return torch.cat(model.embed(inputs), 1)
 
     branches = [name for name, _ in model.branches()]
-    found, values, skipped = infer(task, dict.fromkeys(branches, task.corpus), rows, place, embed)
+    found, values, skipped = infer(task, dict.fromkeys(branches, task.corpus), rows, place, embed, "float32")
+    task.refuse_broken(skipped, len(rows))
     parts = dict(zip(branches, torch.split(torch.from_numpy(values), dims, 1), strict=True))
     empty = torch.empty(len(found), 0)
     mamba, attention = (parts.get(branch, empty).to(place.device) for branch in ("mamba", "attention"))
@@ -96,9 +101,19 @@ def evaluate_prosody(task: Task, rows: Rows, place: Place) -> Scores:
     return score(task.labels[found], predictions, len(task.config.data.classes))
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (n, C) float32 of logits (n, C)."""
-    return _numpy(torch.from_numpy(logits).softmax(1))
+def dump_predictions(task: Task, rows: Rows, logits: np.ndarray) -> bytes:
+    """The predictions of `rows` (n,) by their logits (n, C), as Parquet."""
+    index = task.index
+    table = predictions_table(
+        index.key[rows].tolist(),
+        index.speaker[rows].tolist(),
+        index.language[rows].tolist(),
+        index.corpus[rows].tolist(),
+        task.labels[rows],
+        _numpy(torch.from_numpy(logits).softmax(1)),
+        task.config.data.classes,
+    )
+    return to_parquet(table)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 
 from parrot_dist import storage
 from parrot_dist.config import Config
 from parrot_dist.reporting.metrics import SUMMARIES, Scores, score
 from parrot_dist.reporting.plots import confusion_svg
-from parrot_dist.reporting.predictions import predictions_table, to_parquet
 from parrot_dist.reporting.table import show_table
 from parrot_dist.training import checkpoint
-from parrot_dist.training.evaluation import Evaluation, evaluate, softmax
+from parrot_dist.training.evaluation import Evaluation, dump_predictions, evaluate
 from parrot_dist.training.inference import Place
+from parrot_dist.training.launch import connect
 from parrot_dist.training.model import load_checkpoint
 from parrot_dist.training.task import Task, open_task
 from parrot_dist.training.trainer import resources_of
@@ -34,7 +35,7 @@ def cross_validate(config: Config, arguments: list[str]) -> int:
     Returns 0, or the exit code of the first run that did not finish: the same call goes on with it.
     """
     folds = [of_fold(config, fold) for fold in range(config.data.split.folds)]
-    with ray.init(log_to_driver=False), Runs() as runs, ThreadPoolExecutor(_room(config)) as pool:
+    with connect(), Runs() as runs, ThreadPoolExecutor(_room(config)) as pool:
         codes = list(pool.map(lambda one: runs.train(one, arguments), folds))
         if any(codes):
             return next(code for code in codes if code)
@@ -92,7 +93,8 @@ def test_fold(run_url: str) -> Evaluation:
     """The best checkpoint of a fold's run on the speakers that the fold left out."""
     config, model, reference = load_checkpoint(checkpoint.locate(run_url))
     task = open_task(config)
-    return evaluate(task, model, reference, task.parts.test, Place())
+    place = Place(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return evaluate(task, model.to(place.device), reference, task.parts.test, place)
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,9 @@ def publish(config: Config, evaluations: list[Evaluation]) -> None:
     storage.write_bytes(storage.join(place, "scores.json"), json.dumps(scores, indent=1).encode())
     confusion = confusion_svg(summaries[modes[0]].pooled.confusion, config.data.classes)
     storage.write_bytes(storage.join(place, "confusion.svg"), confusion.encode())
-    storage.write_bytes(storage.join(place, "predictions.parquet"), _predictions(task, evaluations, modes[0]))
+    rows = np.concatenate([one.rows for one in evaluations])
+    logits = np.concatenate([one.logits[modes[0]] for one in evaluations])
+    storage.write_bytes(storage.join(place, "predictions.parquet"), dump_predictions(task, rows, logits))
     for mode, summary in summaries.items():
         print(f"\n{mode}:")
         show_table(["fold", *SUMMARIES.values()], _rows(summary))
@@ -145,20 +149,6 @@ def _rows(summary: Summary) -> list[list[str]]:
         for number, fold in enumerate(summary.folds)
     ]
     return [*folds, ["mean", *("{:.3f} ± {:.3f}".format(*summary.spread(name)) for name in SUMMARIES)]]
-
-
-def _predictions(task: Task, evaluations: list[Evaluation], mode: str) -> bytes:
-    index, rows = task.index, np.concatenate([one.rows for one in evaluations])
-    table = predictions_table(
-        index.key[rows].tolist(),
-        index.speaker[rows].tolist(),
-        index.language[rows].tolist(),
-        index.corpus[rows].tolist(),
-        task.labels[rows],
-        softmax(np.concatenate([one.logits[mode] for one in evaluations])),
-        task.config.data.classes,
-    )
-    return to_parquet(table)
 
 
 def _room(config: Config) -> int:

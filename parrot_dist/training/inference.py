@@ -88,13 +88,15 @@ def open_stream(
         for number, source in sources.items()
     }
     for parts in zip(*streams.values(), strict=True):
-        items = dict(zip(streams, parts, strict=True))
-        # Sources skip the same samples: what cannot be read has no activation either.
-        good = {number: [item for item in part if not isinstance(item, Skipped)] for number, part in items.items()}
+        skipped = {item.row: item for part in parts for item in part if isinstance(item, Skipped)}
+        good = {
+            number: [item for item in part if not isinstance(item, Skipped) and item.row not in skipped]
+            for number, part in zip(streams, parts, strict=True)
+        }
         yield Batch(
             torch.tensor([item.row for item in next(iter(good.values()))], dtype=torch.int64),
             {branch: [to_input(item, place.device) for item in good[id(source)]] for branch, source in feeds.items()},
-            [item for item in parts[0] if isinstance(item, Skipped)],
+            list(skipped.values()),
         )
 
 
@@ -112,11 +114,13 @@ def infer(
     rows: Rows,
     place: Place,
     compute: Callable[[Inputs, list[int]], Tensor],
+    precision: str | None = None,
 ) -> tuple[Rows, np.ndarray, list[Skipped]]:
     """`compute` over every one of `rows` once, in global batches; the same result on every rank.
 
     Args:
         compute: (inputs of this rank's rows, number of rows of every rank) -> (b, F) of this rank, under autocast.
+        precision: of the autocast, if not that of training.
 
     Returns:
         The rows that could be read, ascending, (n,); what was computed for them, (n, F) float32; and the others.
@@ -127,7 +131,7 @@ def infer(
         broken += batch.skipped
         if sum(sizes) == 0:
             continue
-        with autocast(task.config.optim.precision, place.device):
+        with autocast(precision or task.config.optim.precision, place.device):
             result = compute(batch.inputs, sizes)
         numbers.append(batch.rows.numpy())
         values.append(result.float().cpu().numpy())

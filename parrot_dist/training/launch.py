@@ -62,15 +62,19 @@ def connect() -> Any:
     """The connection to the cluster, closed at the end of a `with` block.
 
     Raises:
-        UserError: it does not let us in.
+        UserError: nobody is there, or it does not let us in.
     """
+    address = os.environ["RAY_ADDRESS"]
+    host, _, port = address.rpartition(":")
     try:
+        if port.isdecimal() and "/" not in host:  # Ray itself would try for minutes on end
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         # What workers print goes to Ray's logs; what a person should see comes through the monitor.
         return ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
+    except OSError as error:  # also Ray's ConnectionError
         raise UserError(
-            f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}; check the address, and RAY_AUTH_TOKEN_PATH where the "
-            "cluster wants a token; without RAY_ADDRESS a local cluster is started"
+            f"RAY_ADDRESS={address}: {error}; check the address, and RAY_AUTH_TOKEN_PATH where the cluster wants a "
+            "token; without RAY_ADDRESS a local cluster is started"
         ) from error
 
 

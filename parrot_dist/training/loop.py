@@ -15,8 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from parrot_dist import config as configuration
 from parrot_dist.config import Config
+from parrot_dist.data.audio import SAMPLE_RATE
 from parrot_dist.data.plan import EpochPlan
-from parrot_dist.errors import UserError
+from parrot_dist.data.stream import Skipped
+from parrot_dist.errors import Unreachable, UserError
 from parrot_dist.fusion import row_keys
 from parrot_dist.reporting import history
 from parrot_dist.reporting.history import EpochRecord
@@ -76,6 +78,7 @@ class Loop:
         self.state = State()
         self.clock = Clock()
         self.writer = Writer(self.config.run_url, self.config.checkpoint.keep)
+        self.saved: int | None = None  # the step of the newest checkpoint
         self.named: set[str] = set()
         self.reported = 0.0
 
@@ -88,12 +91,35 @@ class Loop:
         """
         if found is not None:
             self.state = restore(found, self.model, self.optimizer, self.scaler)
+            self.saved = found.manifest.step
         self.feeds = open_feeds(self.task, self.model, self.place, self.reporter)
         self.network = wrap(self.model, self.place)
+        self._rehearse()
         while not self.finished:
             self._train_epoch()
             self._end_epoch()
         self.writer.wait()
+
+    def _rehearse(self) -> None:
+        """One pass over a second of silence, thrown away.
+
+        DDP arranges its buckets anew after the first pass, and sums depend on the arrangement: without this, a resumed
+        run would add up its first gradients otherwise than the undisturbed one. And it shows at once whether every
+        trained parameter gets a gradient.
+
+        Raises:
+            UserError: one does not.
+        """
+        self.model.train()
+        silence = torch.zeros(SAMPLE_RATE, device=self.place.device)
+        keys = torch.zeros(1, dtype=torch.int64, device=self.place.device)
+        with autocast(self.config.optim.precision, self.place.device):
+            logits = self.network({branch: [silence] for branch in self.feeds}, keys, [1] * self.place.world_size)
+        logits.sum().backward()
+        without = [name for name, parameter in self.model.trained().items() if parameter.grad is None]
+        if without:
+            raise UserError(f"no gradient reaches {', '.join(without[:5])}: freeze them (encoders.*.unfreeze)")
+        self.optimizer.zero_grad(set_to_none=True)
 
     @property
     def finished(self) -> bool:
@@ -125,10 +151,7 @@ class Loop:
         """The rows of every rank in this step, once no rank has a reason to leave: all leave together or none."""
         failure = str(batch) if isinstance(batch, UserError) else None
         skipped = batch.skipped if isinstance(batch, Batch) else []
-        for one in skipped:
-            if one.key not in self.named:
-                self.named.add(one.key)
-                self.reporter.put("message", text=f"skipped {one.key}: {one.reason}")
+        self._name(skipped)
         stop = self.place.rank == 0 and self.reporter.stop_wanted()
         size = len(batch.rows) if isinstance(batch, Batch) else 0
         facts = self.place.exchange([size, len(skipped), failure is not None, stop])
@@ -140,15 +163,18 @@ class Loop:
             self.writer.wait()
             raise Stopped
         self.state.skipped += int(broken.sum())
-        if self.state.skipped > self.config.data.max_broken * len(plan.order):
-            names = sorted(name for part in self.place.collect(self.named) for name in part)
-            raise UserError(
-                f"data.max_broken: {self.state.skipped} of {len(plan.order)} utterances of "
-                f"{self.config.data.shards} cannot be read, more than {self.config.data.max_broken:.1%}: "
-                + ", ".join(names[:20])
-            )
+        if self.task.too_many(self.state.skipped, len(plan.order)):
+            names = [name for part in self.place.collect(self.named) for name in part]
+            raise UserError(self.task.complaint(self.state.skipped, len(plan.order), names))
         sizes: list[int] = rows.tolist()
         return sizes
+
+    def _name(self, skipped: list[Skipped]) -> None:
+        """Tell of samples that cannot be read, of each once."""
+        for one in skipped:
+            if one.key not in self.named:
+                self.named.add(one.key)
+                self.reporter.put("message", text=f"skipped {one.key}: {one.reason}")
 
     def _step(self, batch: Batch, sizes: list[int], plan: EpochPlan, epoch_step: int) -> None:
         labels = torch.from_numpy(self.task.labels[batch.rows.numpy()]).to(self.place.device)
@@ -166,15 +192,9 @@ class Loop:
 
     def _check(self, loss: Tensor, plan: EpochPlan, epoch_step: int) -> float:
         """The loss of the global batch, once it and the gradients are found sound; clips the gradients."""
-        trained = self.model.trained()
-        if not self.state.checked:
-            without = [name for name, parameter in trained.items() if parameter.grad is None]
-            if without:
-                raise UserError(f"no gradient reaches {', '.join(without[:5])}: freeze them (encoders.*.unfreeze)")
-            self.state.checked = True
         self.scaler.unscale_(self.optimizer)
         clip = self.config.optim.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(trained.values(), clip if clip > 0 else float("inf"))
+        norm = torch.nn.utils.clip_grad_norm_(self.model.trained().values(), clip if clip > 0 else float("inf"))
         value = self.place.mean(loss.detach())
         # Loss scaling meets infinite gradients on purpose, and skips their step.
         if not np.isfinite(value) or not (self.scaler.is_enabled() or torch.isfinite(norm)):
@@ -214,13 +234,15 @@ class Loop:
 
     def _validate(self) -> EpochRecord:
         self.model.eval()
-        rows, logits, _ = infer(
+        rows, logits, skipped = infer(
             self.task,
             self.feeds,
             self.task.parts.validation,
             self.place,
             lambda inputs, sizes: self.model(inputs, None, sizes),
         )
+        self._name(skipped if self.place.rank == 0 else [])
+        self.task.refuse_broken(skipped, len(self.task.parts.validation))
         labels = self.task.labels[rows]
         scores = score(labels, logits.argmax(1), len(self.config.data.classes))
         loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels))
@@ -241,7 +263,10 @@ class Loop:
         )
 
     def _save(self, score: float | None) -> None:
-        """Start a checkpoint of what is now; every rank calls, the first one writes."""
+        """Start a checkpoint of what is now, unless there is one; every rank calls, the first one writes."""
+        if score is None and self.saved == self.state.step:
+            return  # what is there is as good, and at an epoch's end better
+        self.saved = self.state.step
         reference = fit_reference(self.task, self.feeds, self.model, self.place) if score is not None else None
         if self.place.rank != 0:
             return
@@ -263,6 +288,8 @@ def next_or_error(batches: Iterator[Batch]) -> Batch | UserError:
     """The next batch, or why there is none: the other ranks must hear of it, or they would wait for this one."""
     try:
         return next(batches)
+    except Unreachable:  # not for a person to mend: this worker ends, and Ray Train starts all again
+        raise
     except UserError as error:
         return error
 

@@ -20,7 +20,8 @@ def prepare(config: Config) -> bool:
     Raises:
         UserError: the store, the corpus, an encoder or an earlier run of this name does not fit the configuration.
     """
-    storage.check_writable(config.output)
+    for place in {config.output, config.cache_url} if config.data.keep_frozen else {config.output}:
+        storage.check_writable(place)
     task = open_task(config)
     check_task(task)
     model = build_model(config)
@@ -35,7 +36,9 @@ def prepare(config: Config) -> bool:
             )
         check_corpus(task, newest)
         check_encoders(model, newest)
-        if newest.manifest.finished and newest.manifest.epoch >= config.optim.epochs:
+        # An early stop is final as long as nobody asks for more.
+        same = (earlier.optim.epochs, earlier.optim.patience) == (config.optim.epochs, config.optim.patience)
+        if newest.manifest.finished and (same or newest.manifest.epoch >= config.optim.epochs):
             print(f"{config.run_url} is complete after {newest.manifest.epoch} epochs; nothing to do")
             print_places(config)
             return False

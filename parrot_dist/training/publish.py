@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,12 +16,11 @@ from parrot_dist import storage
 from parrot_dist.config import Config
 from parrot_dist.errors import UserError
 from parrot_dist.reporting.plots import confusion_svg
-from parrot_dist.reporting.predictions import predictions_table, to_parquet
 from parrot_dist.reporting.report import BATCH, REFERENCE, Report, Result, render_report
 from parrot_dist.reporting.table import scores_json
 from parrot_dist.training import checkpoint
 from parrot_dist.training.checkpoint import Found
-from parrot_dist.training.evaluation import Evaluation, evaluate, evaluate_prosody, softmax
+from parrot_dist.training.evaluation import Evaluation, dump_predictions, evaluate, evaluate_prosody
 from parrot_dist.training.inference import Place
 from parrot_dist.training.model import load_checkpoint
 from parrot_dist.training.snapshot import read_history
@@ -54,6 +54,8 @@ def evaluate_checkpoint(url: str, split: str, transport: str | None, out: Path |
     model.to(place.device)
     rows = getattr(task.parts, split)
     evaluation = evaluate(task, model, reference, rows, place)
+    for one in evaluation.skipped:
+        print(f"skipped {one.key}: {one.reason}", file=sys.stderr)
     results = evaluation.results(task)
     results.sort(key=lambda result: result.mode != MODES.get(transport or "", result.mode))
     run_url = found.url.rpartition(f"/{checkpoint.FOLDER}/")[0] or found.url
@@ -78,7 +80,7 @@ def _report(
         classes=config.data.classes,
         split=split,
         results=results,
-        speakers=len(set(task.index.speaker[evaluation.rows].tolist())),
+        speakers=len(set(task.speakers(evaluation.rows))),
         corpora=sorted(set(task.index.corpus[evaluation.rows].tolist())),
         history=read_history(checkpoint.newest(run_url) or found),
         configuration=configuration.dumps(config),
@@ -101,20 +103,10 @@ def _commands(found: Found, config: Config, run_url: str) -> dict[str, str]:
 
 
 def _files(report: Report, task: Task, evaluation: Evaluation, headline: Result) -> dict[str, bytes]:
-    index, rows = task.index, evaluation.rows
-    table = predictions_table(
-        index.key[rows].tolist(),
-        index.speaker[rows].tolist(),
-        index.language[rows].tolist(),
-        index.corpus[rows].tolist(),
-        task.labels[rows],
-        softmax(evaluation.logits[headline.mode]),
-        report.classes,
-    )
     scores = {result.mode: scores_json(result.scores, result.intervals, report.classes) for result in report.results}
     return {
         "report.html": render_report(report).encode(),
         "scores.json": json.dumps(scores, indent=1).encode(),
         "confusion.svg": confusion_svg(headline.scores.confusion, report.classes).encode(),
-        "predictions.parquet": to_parquet(table),
+        "predictions.parquet": dump_predictions(task, evaluation.rows, evaluation.logits[headline.mode]),
     }

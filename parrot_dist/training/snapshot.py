@@ -31,7 +31,7 @@ class State:
     """Where a run stands. Random numbers need no state: order and dropout are functions of seed, step and sample.
 
     Attributes:
-        step: optimiser steps taken.
+        step: steps taken, those included whose rows could all not be read.
         epoch: epochs completed.
         epoch_step: steps taken in the running epoch.
         loss_sum: of the running epoch, summed over its utterances so far.
@@ -39,7 +39,6 @@ class State:
         skipped: utterances of the running epoch that could not be read.
         marginal_error: the largest of the running epoch.
         history: one record for every completed epoch.
-        checked: every trained parameter is known to get a gradient.
     """
 
     step: int = 0
@@ -50,7 +49,6 @@ class State:
     skipped: int = 0
     marginal_error: float = 0.0
     history: list[EpochRecord] = field(default_factory=list)
-    checked: bool = False
 
     def close_epoch(self, record: EpochRecord) -> None:
         """Go over to the next epoch."""

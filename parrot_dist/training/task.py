@@ -10,7 +10,7 @@ from parrot_dist.config import Config
 from parrot_dist.data.index import Index, check_index, read_index
 from parrot_dist.data.plan import EpochPlan, Rows, sequential_epoch, shuffled_epoch
 from parrot_dist.data.split import Parts, split_speakers
-from parrot_dist.data.stream import Corpus
+from parrot_dist.data.stream import Corpus, Skipped
 from parrot_dist.errors import UserError
 from parrot_dist.training.checkpoint import Found
 
@@ -29,6 +29,30 @@ class Task:
     corpus: Corpus
     labels: Rows
     parts: Parts
+
+    def too_many(self, broken: int, total: int) -> bool:
+        """Whether `broken` of `total` utterances are more than `data.max_broken` allows."""
+        return broken > self.config.data.max_broken * total
+
+    def complaint(self, broken: int, total: int, keys: list[str]) -> str:
+        """What to tell the person whose utterances `keys` cannot be read."""
+        return (
+            f"data.max_broken: {broken} of {total} utterances of {self.config.data.shards} cannot be read, more than "
+            f"{self.config.data.max_broken:.1%}: {', '.join(sorted(keys)[:20])}"
+        )
+
+    def refuse_broken(self, skipped: list[Skipped], total: int) -> None:
+        """Check the samples that one pass over `total` utterances had to skip.
+
+        Raises:
+            UserError: they are too many.
+        """
+        if self.too_many(len(skipped), total):
+            raise UserError(self.complaint(len(skipped), total, [one.key for one in skipped]))
+
+    def speakers(self, rows: Rows) -> list[str]:
+        """Who speaks in each of `rows`; a name belongs to its corpus."""
+        return [f"{self.index.corpus[row]}/{self.index.speaker[row]}" for row in rows]
 
     def training_plan(self, epoch: int) -> EpochPlan:
         """Epoch `epoch`, counted from 0, of training."""

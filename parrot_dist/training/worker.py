@@ -9,7 +9,7 @@ import ray.train
 import ray.train.torch
 
 from parrot_dist import config as configuration
-from parrot_dist.errors import UserError
+from parrot_dist.errors import Unreachable, UserError
 from parrot_dist.reporting.history import EpochRecord
 from parrot_dist.training.inference import Place
 from parrot_dist.training.loop import train_rank
@@ -27,6 +27,8 @@ def train_worker(settings: dict[str, Any]) -> None:
         outcome: dict[str, str] = {"how": "finished"}
     except Stopped:
         outcome = {"how": "stopped"}
+    except Unreachable:
+        raise  # Ray Train tries again
     except UserError as error:
         outcome = {"how": "failed", "why": str(error)}
     reporter.put_and_wait("end", **outcome)

@@ -25,7 +25,7 @@ def refused(
     """Calls the entry point with words added to a sound job, and returns the message with which it is refused."""
 
     def attempt(*words: str) -> str:
-        monkeypatch.setattr("sys.argv", ["train", *settings(material, bucket_url, "run"), *words])
+        monkeypatch.setattr("sys.argv", ["train", *settings(material, bucket_url), *words])
         monkeypatch.setattr(train, "cluster", lambda scale: pytest.fail("a cluster was started"))
         assert train.main() == 2
         message = capsys.readouterr().err
@@ -100,7 +100,7 @@ def test_wrong_credentials(
     value: str,
 ) -> None:
     log_in(name, value)
-    monkeypatch.setattr("sys.argv", ["train", *settings(material, bucket_url, "run")])
+    monkeypatch.setattr("sys.argv", ["train", *settings(material, bucket_url)])
     monkeypatch.setattr(train, "cluster", lambda scale: pytest.fail("a cluster was started"))
     assert train.main() == 2
     message = capsys.readouterr().err
@@ -146,7 +146,7 @@ def test_fewer_samples_than_one_global_batch(refused: Attempt) -> None:
 def test_places_from_the_environment_are_used_and_refused_alike(
     material: Material, bucket_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [word for word in settings(material, "", "run") if not word.startswith(("output=", "data.shards="))]
+    words = [word for word in settings(material, "") if not word.startswith(("output=", "data.shards="))]
     monkeypatch.setenv("PARROT_SHARDS", f"{bucket_url}/nothing")
     monkeypatch.setenv("PARROT_OUTPUT", f"{bucket_url}/runs")
     monkeypatch.setattr("sys.argv", ["train", *words])
@@ -158,9 +158,18 @@ def test_places_from_the_environment_are_used_and_refused_alike(
     assert "data.shards: must be given (or PARROT_SHARDS)" in capsys.readouterr().err
 
 
+def test_an_address_where_no_cluster_is(
+    material: Material, bucket_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr("sys.argv", ["train", *settings(material, bucket_url, "fusion.name=cnn")])
+    assert train.main() == 2
+    assert capsys.readouterr().err.startswith("error: RAY_ADDRESS=127.0.0.1:1: ")
+
+
 def test_the_command_itself_says_it_in_a_few_lines_and_never_calls_ray(material: Material, bucket_url: str) -> None:
     nobody = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
-    with Driver(settings(material, bucket_url, "run", "data.classes=[joy,sadness]"), nobody) as driver:
+    with Driver(settings(material, bucket_url, "data.classes=[joy,sadness]"), nobody) as driver:
         assert driver.finish() == 2
     assert driver.output.splitlines() == [
         f"error: data.classes: {material.corpus} holds utterances labelled anger, which is not among joy, sadness"

@@ -42,6 +42,7 @@ def test_the_resolved_configuration_lies_beside_the_checkpoints_and_in_each(fini
     text = storage.read_bytes(f"{finished_run.url}/config.yaml")
     assert config.loads(text.decode()) == config.load(None, finished_run.words)
     assert checkpoint.read_part(checkpoint.newest(finished_run.url), "config.yaml") == text
+    assert not storage.exists(f"{finished_run.url}/ray")  # what Ray keeps there is of no use any more
 
 
 def test_no_secret_is_in_the_jobs_records_the_logs_or_the_store(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from contextlib import suppress
@@ -18,46 +19,44 @@ from tests.jobs import Driver, Material, fingerprint, settings, train
 pytestmark = pytest.mark.cluster
 
 
-def test_a_run_that_is_asked_to_stop_saves_and_goes_on_bit_for_bit(
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_run_that_was_stopped_and_then_loses_a_worker_ends_with_the_same_parameters(
     material: Material, bucket_url: str, ray_cluster: RayHead, finished_run
 ) -> None:
-    words, run = settings(material, bucket_url), f"{bucket_url}/run"
-    reached = 0
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with Driver(words, ray_cluster.env) as driver:
-            driver.wait_for("/6  loss")
-            driver.process.send_signal(number)
-            assert driver.finish() == 128 + number, driver.output
-        assert "a checkpoint is being saved" in driver.output
-        step, digest = fingerprint(run)
-        assert f"stopped; the same command goes on from {run}/checkpoints/step-{step:08d}" in driver.output
-        assert reached < step < 18
-        assert (step, digest) == fingerprint(finished_run.url, step)
-        reached = step
-    code, output = train(words, ray_cluster.env)
-    assert code == 0, output
-    assert f"going on from step {reached}" in output
+    words, run = settings(material, bucket_url, "checkpoint.every_steps=4"), f"{bucket_url}/run"
+    with Driver(words, ray_cluster.env) as driver:
+        driver.wait_for("/6  loss")
+        driver.process.send_signal(signal.SIGTERM)
+        assert driver.finish() == 128 + signal.SIGTERM, driver.output
+    step, digest = fingerprint(run)
+    assert f"stopped; the same command goes on from {run}/checkpoints/step-{step:08d}" in driver.output
+    assert 0 < step < 18
+    assert (step, digest) == fingerprint(finished_run.url, step)
+    with Driver(words, ray_cluster.env) as driver:
+        driver.wait_for("/6  loss")
+        os.kill(train_workers(ray_cluster)[0], signal.SIGKILL)
+        assert driver.finish() == 0, driver.output
+    starts = re.findall(r"going on from step (\d+) .* on 2 workers", driver.output)
+    assert len(starts) == 2
+    assert step == int(starts[0]) <= int(starts[1])
     assert fingerprint(run) == fingerprint(finished_run.url)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_run_that_loses_its_driver_and_then_a_worker_ends_with_the_same_parameters(
+def test_a_run_that_lost_its_driver_and_then_is_interrupted_stands_where_the_undisturbed_one_stood(
     material: Material, bucket_url: str, ray_cluster: RayHead, finished_run
 ) -> None:
-    words = settings(material, bucket_url, "checkpoint.every_steps=1")
+    words, run = settings(material, bucket_url, "checkpoint.every_steps=1"), f"{bucket_url}/run"
     with Driver(words, ray_cluster.env) as driver:
         driver.wait_for("epoch 1/3  loss")
         driver.process.kill()
-    reached, _ = fingerprint(f"{bucket_url}/run")
-    assert 5 <= reached < 18
     with Driver(words, ray_cluster.env) as driver:
         driver.wait_for("/6  loss")
-        os.kill(train_workers(ray_cluster)[-1], signal.SIGKILL)
-        assert driver.finish() == 0, driver.output
-    starts = [line for line in driver.output.splitlines() if "on 2 workers" in line]
-    assert len(starts) == 2
-    assert all("going on from step" in line for line in starts)
-    assert fingerprint(f"{bucket_url}/run") == fingerprint(finished_run.url)
+        driver.process.send_signal(signal.SIGINT)
+        assert driver.finish() == 128 + signal.SIGINT, driver.output
+    resumed = int(re.findall(r"going on from step (\d+)", driver.output)[0])
+    step, digest = fingerprint(run)
+    assert 5 <= resumed < step < 18
+    assert (step, digest) == fingerprint(finished_run.url, step)
 
 
 def train_workers(head: RayHead) -> list[int]:

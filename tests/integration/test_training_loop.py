@@ -11,6 +11,8 @@ import torch
 from parrot_dist import config as configuration
 from parrot_dist.config import Config
 from parrot_dist.local.encoders import write_random_encoders
+from parrot_dist.training import checkpoint
+from parrot_dist.training.task import open_task
 from tests.corpus import CLASSES, write_corpus
 from tests.ranks import train, trained_parameters
 
@@ -100,6 +102,26 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert losses(events)[-1] == undisturbed[1][-1]
 
 
+def test_a_run_goes_on_bit_for_bit_on_three_ranks(ground: Path, tmp_path: Path) -> None:
+    whole, parts = job(ground, tmp_path / "whole"), job(ground, tmp_path / "parts")
+    assert train(whole, 3, tmp_path)[0] == "finished"
+    assert train(parts, 3, tmp_path, stop_at=4)[0] == "stopped"
+    assert train(parts, 3, tmp_path)[0] == "finished"
+    ours, theirs = trained_parameters(parts), trained_parameters(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_stop_between_two_epochs_keeps_what_the_first_one_saved(ground: Path, tmp_path: Path) -> None:
+    settings = job(ground, tmp_path, "optim.epochs=3")
+    steps = -(-len(open_task(settings).parts.train) // settings.optim.batch_size)
+    assert train(settings, 1, tmp_path, stop_at=steps)[0] == "stopped"
+    found = checkpoint.newest(settings.run_url)
+    assert found is not None
+    assert (found.manifest.epoch, found.manifest.epoch_step) == (1, 0)
+    assert found.manifest.score is not None
+    assert "reference.safetensors" in found.manifest.files
+
+
 def test_a_run_goes_on_with_another_number_of_workers(
     ground: Path, tmp_path: Path, undisturbed: tuple[Config, list[float]]
 ) -> None:
@@ -124,7 +146,7 @@ def test_broken_samples_are_skipped_and_named_and_too_many_end_the_run(tmp_path:
     write_random_encoders(str(tmp_path / "encoders"))
     damage(tmp_path / "corpus")
     words = ("fusion.name=cnn", "optim.epochs=1")
-    how, events = train(job(tmp_path, tmp_path / "a", "data.max_broken=0.2", *words), 2, tmp_path)
+    how, events = train(job(tmp_path, tmp_path / "a", "data.max_broken=0.3", *words), 2, tmp_path)
     assert how == "finished"
     assert any("skipped s" in event.get("text", "") for _, event in events)
     how, _ = train(job(tmp_path, tmp_path / "b", *words), 2, tmp_path)

@@ -41,20 +41,21 @@ def test_words_win_over_the_file_and_the_file_over_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "job.yaml"
-    file.write_text("output: from-file\noptim: {epochs: 3, lr: 0.5}\n")
-    monkeypatch.setenv("PARROT_OUTPUT", "from-environment")
-    monkeypatch.setenv("PARROT_SHARDS", "shards-from-environment")
+    file.write_text("output: /from-file\noptim: {epochs: 3, lr: 0.5}\n")
+    monkeypatch.setenv("PARROT_OUTPUT", "/from-environment")
+    monkeypatch.setenv("PARROT_SHARDS", "/shards-from-environment")
     words = [word for word in MINIMAL if not word.startswith(("output", "data.shards"))]
     settings = config.load(str(file), [*words, "optim.lr=0.25"])
-    assert (settings.output, settings.data.shards) == ("from-file", "shards-from-environment")
+    assert (settings.output, settings.data.shards) == ("/from-file", "/shards-from-environment")
     assert (settings.optim.epochs, settings.optim.lr) == (3, 0.25)
 
 
 def test_all_mistakes_are_named_at_once_with_the_nearest_right_name() -> None:
-    text = faults("optim.batchsize=8", "fuson.name=ot", "optim.epochs=many", "encoders.mamba.lr=fast")
+    text = faults("optim.batchsize=8", "fuson.name=ot", "optim.epochs=many", "encoders.mamba.lr=fast", "seed=-1")
     assert "optim.batchsize: there is no such setting; did you mean optim.batch_size?" in text
     assert "fuson.name: there is no such setting; did you mean fusion.name?" in text
     assert "optim.epochs: Value 'many'" in text
+    assert "seed: must be 0 or more" in text
     assert "encoders.mamba.lr: Value 'fast'" in text
 
 
@@ -69,6 +70,9 @@ def test_all_mistakes_are_named_at_once_with_the_nearest_right_name() -> None:
         ("data.classes=[a,a]", "data.classes: names an emotion twice"),
         ("data=3", "data: there is no such setting"),
         ("name=a/b", "name: must be a plain name"),
+        ("name=${nothing}", "nothing"),
+        ("optim.weight_decay=-1", "optim.weight_decay: must be 0 or more"),
+        ("encoders.attention.lr=0", "encoders.attention.lr: must be above 0"),
     ],
 )
 def test_contradictions(word: str, complaint: str) -> None:
@@ -84,7 +88,14 @@ def test_what_is_missing_is_named_with_its_environment_variable() -> None:
 
 def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [")
-    for name, complaint in (("none.yaml", "no such configuration file"), ("broken.yaml", "not readable as YAML")):
+    (tmp_path / "list.yaml").write_text("- a\n")
+    (tmp_path / "other.yaml").write_text("data: {classes: {a: 1}}\n")
+    for name, complaint in (
+        ("none.yaml", "no such configuration file"),
+        ("broken.yaml", "not readable as YAML"),
+        ("list.yaml", "holds a list"),
+        ("other.yaml", "cannot be used"),
+    ):
         with pytest.raises(UserError, match=complaint):
             config.load(str(tmp_path / name), [])
 
@@ -105,3 +116,15 @@ def test_a_run_may_go_on_elsewhere_and_longer_but_not_otherwise() -> None:
 
 def test_every_setting_is_in_the_list_of_keys() -> None:
     assert {"name", "data.split.fold", "encoders.attention.unfreeze", "checkpoint.keep"} <= set(config.schema_keys())
+
+
+def test_local_places_are_absolute_since_ray_changes_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    words = ["output=runs", "data.shards=s3://bucket/shards", "data.cache=cache"]
+    sources = ["encoders.mamba.source=ssam:model", "encoders.attention.source=hf:microsoft/wavlm-base"]
+    settings = config.load(None, [*MINIMAL, *words, *sources])
+    assert settings.output == str(tmp_path / "runs")
+    assert (settings.data.shards, settings.cache_url) == ("s3://bucket/shards", str(tmp_path / "cache"))
+    assert settings.encoders.mamba.source == f"ssam:{tmp_path / 'model'}"
+    assert settings.encoders.attention.source == "hf:microsoft/wavlm-base"

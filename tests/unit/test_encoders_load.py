@@ -1,6 +1,8 @@
 """What a user may write for an encoder, and what is answered where there is none."""
 
 import hashlib
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +80,22 @@ def test_drawing_weights_leaves_the_global_random_state_alone(tmp_path):
     torch.manual_seed(3)
     write_random_encoders(str(tmp_path))
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("preprocessor_config.json", {"do_normalize": False}), ("config.json", {"layer_norm_eps": 0.5})],
+)
+def test_a_changed_description_is_another_encoder(tmp_path, name, change):
+    spec = write_random_encoders(str(tmp_path))["attention"]
+    before = load_encoder(spec)
+    file = Path(spec.removeprefix("hf:")) / name
+    described = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(described | change))
+    after = load_encoder(spec)
+    sound = [torch.linspace(0, 1, 8000)]
+    assert not torch.equal(before.embed(sound), after.embed(sound))
+    assert before.digest != after.digest
 
 
 def test_digest_is_over_contents_in_order(tmp_path):

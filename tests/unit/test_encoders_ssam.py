@@ -1,6 +1,11 @@
 """Audio-Mamba: the released code's numbers, independence of the batch, partial unfreezing, bad checkpoints."""
 
+import os
+import sys
+from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -126,10 +131,47 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(weights, tmp_path, ch
         assert words in str(error.value)
 
 
-def test_pickled_code_is_not_run(tmp_path):
-    torch.save({"model": Path("/nowhere")}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match="cannot be read as a file of tensors"):
-        load_encoder(f"ssam:{tmp_path / 'evil.pth'}")
+def test_a_checkpoint_as_its_trainer_saves_it_is_read(mini, weights, tmp_path, monkeypatch):
+    class Settings:
+        def __init__(self):
+            self.rate = np.float64(0.1)
+
+    monkeypatch.setitem(sys.modules, "gone", ModuleType("gone"))
+    monkeypatch.setattr("gone.Settings", Settings, raising=False)
+    Settings.__module__, Settings.__qualname__ = "gone", "Settings"
+    arguments = Namespace(output=Path("runs"), config=Settings(), betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))]).state_dict()
+    whole = {"model": weights, "optimizer": optimizer, "epoch": 99, "scaler": {"scale": 65536.0}, "args": arguments}
+    torch.save(whole, tmp_path / "whole.pth")
+    monkeypatch.delitem(sys.modules, "gone")
+    read = load_encoder(f"ssam:{tmp_path / 'whole.pth'}")
+    assert torch.equal(read.embed(noise(16000)), mini.embed(noise(16000)))
+
+
+class Evil:
+    """Calls `function` when it is unpickled."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    ("function", "words"), [(os.system, "touch {}"), (exec, "open({!r}, 'w')"), (os.mkdir, "{}"), (Path.touch, "{}")]
+)
+def test_pickled_code_is_not_run(weights, tmp_path, function, words, legacy):
+    trace, file = tmp_path / "trace", tmp_path / "evil.pth"
+    argument = Path(trace) if function is Path.touch else words.format(str(trace))
+    content = {"model": weights, "args": Evil(function, argument)}
+    torch.save(content, file, _use_new_zipfile_serialization=not legacy)
+    with suppress(UserError):  # refused, or read with the call left out
+        load_encoder(f"ssam:{file}")
+    assert not trace.exists()
+    torch.load(file, weights_only=False)
+    assert trace.exists()  # it would have run
 
 
 @pytest.mark.parametrize("content", [{"model": [1, 2]}, [1, 2], {"model": {"a": 1}}])

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 import webdataset
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from parrot_dist import storage
 from parrot_dist.data import audio, index
@@ -223,6 +225,22 @@ def test_keys_suit_any_tar_and_any_reader(path):
     assert key.replace("-", "").replace("_", "").isalnum()
     assert key.isascii()
     assert index.split_name(f"{key}.flac") == (key, "flac")
+
+
+@example(["愤怒/001", "高兴/001"])
+@example(["joy/anna", "joy-anna"])
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200), min_size=2, unique=True))
+def test_distinct_paths_have_distinct_keys(paths):
+    keys = {build.make_key(corpora.Clip(f"{path}.wav", "joy", "anna", "mini", "en")) for path in paths}
+    assert len(keys) == len(paths)
+    assert max(map(len, keys)) <= build.MAX_KEY
+
+
+def test_labels_in_another_script_keep_all_clips(corpus, tmp_path):
+    (corpus / "anger").rename(corpus / "愤怒")
+    (corpus / "joy").rename(corpus / "高兴")
+    made, skipped = run(corpus, tmp_path / "out")
+    assert (len(made), skipped) == (CLIPS, {})
 
 
 def test_a_table_describes_any_layout(corpus, tmp_path):

@@ -108,3 +108,7 @@ def test_a_stream_travels_to_a_process_and_opens_nothing_before(corpus: Corpus) 
 def test_data_workers_change_nothing(corpus: Corpus) -> None:
     stream = RankStream(corpus, make_plan(corpus), range(1, 4), start=1)
     assert batches(stream, workers=2) == batches(stream)
+
+
+def test_no_rows_are_no_bytes(corpus: Corpus) -> None:
+    assert corpus.read(np.zeros(0, np.int64)) == {}

@@ -1,0 +1,40 @@
+"""One storage: what a person can mend is said, whole objects or none are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from parrot_dist import storage
+from parrot_dist.errors import UserError
+
+
+@pytest.mark.parametrize("url", ["s3:/bucket/folder", "s3:", "s3://", "http://host/folder"])
+def test_what_is_no_place_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match="s3://"):
+        storage.filesystem(url)
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="a file is where a folder should be"):
+        storage.write_bytes(str(tmp_path / "file" / "below"), b"")
+
+
+def test_a_range_beyond_the_end_is_an_error_and_not_less(tmp_path: Path) -> None:
+    url = str(tmp_path / "object")
+    storage.write_bytes(url, b"0123456789")
+    assert storage.read_bytes(url, 2, 5) == b"234"
+    with pytest.raises(OSError, match="too short"):
+        storage.read_bytes(url, 8, 12)
+
+
+def test_listing_names_sizes_below_a_place(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "a" / "b"), b"12")
+    storage.write_bytes(f"file://{tmp_path}/c", b"1")
+    assert storage.list_files(str(tmp_path)) == {"a/b": 2, "c": 1}
+    assert storage.list_files(str(tmp_path / "none")) == {}
+    storage.delete(str(tmp_path / "a"))
+    storage.delete(str(tmp_path / "a"))
+    assert not storage.exists(str(tmp_path / "a"))

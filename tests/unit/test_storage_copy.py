@@ -1,0 +1,66 @@
+"""Local copies of remote files: one download for all the ranks of a node, and nothing left of one that failed."""
+
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from parrot_dist import storage
+
+
+class Remote(MemoryFileSystem):
+    """A store in memory that counts what is downloaded, and breaks once `broken` says so."""
+
+    cachable = False
+    broken = False
+
+    def __init__(self):
+        super().__init__()
+        self.store, self.pseudo_dirs, self.downloads = {}, [""], []
+
+    def get_file(self, rpath, lpath, **options):
+        self.downloads.append(rpath)
+        time.sleep(0.1)  # the other ranks come while this one is still at it
+        if self.broken and len(self.downloads) == 2:
+            raise OSError("the connection broke")
+        super().get_file(rpath, lpath, **options)
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    fs = Remote()
+    fs.pipe({"/store/model/config.json": b"{}", "/store/model/weights/a.bin": b"abc"})
+    monkeypatch.setattr(storage, "filesystem", lambda url: (fs, "/store/model"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return fs
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_ranks_that_start_together_download_once(remote):
+    with ThreadPoolExecutor(4) as ranks:
+        places = set(ranks.map(storage.local_copy, ["s3://store/model"] * 4))
+    assert len(places) == 1
+    assert contents(places.pop()) == {"config.json": b"{}", "weights/a.bin": b"abc"}
+    assert len(remote.downloads) == 2
+
+
+def test_a_download_that_fails_leaves_nothing_and_can_be_repeated(remote, tmp_path):
+    remote.broken = True
+    with pytest.raises(OSError, match="the connection broke"):
+        storage.local_copy("s3://store/model")
+    assert [path.suffix for path in tmp_path.glob("*/*")] == [".lock"]
+    remote.broken = False
+    assert len(contents(storage.local_copy("s3://store/model"))) == 2
+
+
+def test_a_changed_object_is_copied_anew(remote):
+    before = storage.local_copy("s3://store/model")
+    remote.pipe("/store/model/weights/a.bin", b"abcd")
+    after = storage.local_copy("s3://store/model")
+    assert contents(before)["weights/a.bin"] == b"abc"
+    assert contents(after)["weights/a.bin"] == b"abcd"
