@@ -115,9 +115,12 @@ def check_writable(url: str) -> None:
         UserError: one of the three did not work; says which store and why.
     """
     probe = join(url, f".probe-{uuid.uuid4().hex}")
-    write_bytes(probe, b"parrot")
-    same = read_bytes(probe) == b"parrot"
-    delete(probe)
+    try:
+        write_bytes(probe, b"parrot")
+        same = read_bytes(probe) == b"parrot"
+        delete(probe)
+    except UserError as error:
+        raise type(error)(str(error).replace(probe, url)) from error
     if not same:
         raise UserError(f"{url}: an object written there does not read back as it was written")
 
@@ -166,7 +169,7 @@ def explained(url: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise UserError(f"{url}: there is no such bucket or object; check the name") from error
+        raise UserError(f"{url}: there is no such file, bucket or object; check the name") from error
     except (NotADirectoryError, FileExistsError) as error:
         raise UserError(f"{url}: a file is where a folder should be ({_reason(error)})") from error
     except PermissionError as error:

@@ -34,7 +34,8 @@ def decode(data: bytes) -> Waveform:
                 raise ValueError(f"{file.frames} frames of {file.channels} channels at {rate} Hz are over an hour")
             frames = file.read(dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
-        raise ValueError(f"not a readable audio file ({error})") from error
+        reason = getattr(error, "error_string", "unknown format").rstrip(".")
+        raise ValueError(f"not a readable audio file ({reason})") from error
     waveform: Waveform = frames.mean(axis=1, dtype=np.float32)
     if rate != SAMPLE_RATE:
         waveform = soxr.resample(waveform, rate, SAMPLE_RATE)

@@ -12,6 +12,8 @@ import io
 import json
 import math
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -56,12 +58,23 @@ def write_random_encoders(url: str, seed: int = 0) -> dict[str, str]:
 
     Returns what to give `load_encoder`, by branch: {"mamba": "ssam:...", "attention": "hf:..."}.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
         files = {f"ssam/checkpoints/checkpoint-{EPOCH}.pth": _ssam_checkpoint()} | _hubert_folder()
     for name, content in files.items():
         storage.write_bytes(storage.join(url, name), content)
     return {"mamba": f"ssam:{storage.join(url, 'ssam')}", "attention": f"hf:{storage.join(url, 'hubert')}"}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Orthogonal matrices come out differently, in their last bits, on another number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _ssam_checkpoint() -> bytes:
