@@ -5,13 +5,17 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint types clean
+.PHONY: demo test test-slurm lint types clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m parrot_dist.local.demo $(ARGS)
 
 test: lint types
 	$(BIN)/pytest $(ARGS)
+
+# The Slurm launcher on a real Slurm; needs root and Debian's packages, and says so where they are missing.
+test-slurm: $(INSTALLED)
+	$(BIN)/pytest tests/slurm $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -15,16 +15,16 @@ from parrot_dist.config import Config, Scale
 from parrot_dist.errors import exits_cleanly
 from parrot_dist.local.cluster import ray_head
 
+DESCRIPTION = (
+    "Train PARROT on the cluster that RAY_ADDRESS names, or on a local one. The same command again goes on from the "
+    "newest checkpoint."
+)
+
 
 @exits_cleanly
 def main() -> int:
     """Parse the command line, run the job, return its exit code."""
-    settings = parse(
-        sys.argv[1:],
-        "train",
-        "Train PARROT on the cluster that RAY_ADDRESS names, or on a local one. The same command again goes on from "
-        "the newest checkpoint.",
-    )
+    settings = parse(sys.argv[1:])
     from parrot_dist.training.prepare import prepare  # seconds of imports that a mistyped setting need not wait for
 
     if not prepare(settings):
@@ -35,7 +35,7 @@ def main() -> int:
         return launch(settings)
 
 
-def parse(arguments: list[str], program: str, description: str) -> Config:
+def parse(arguments: list[str], program: str = "train", description: str = DESCRIPTION) -> Config:
     """The configuration that a command line stands for.
 
     Raises:

@@ -6,9 +6,14 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from parrot_dist.local.cluster import RayHead, ray_head
 from parrot_dist.local.s3 import S3Server, s3_server
+
+# Time belongs to benchmarks: an example that is slow on a busy machine is not wrong.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ def test_a_store_that_goes_away_ends_the_run_though_only_one_worker_writes(
                 fs.rm("vanishing", recursive=True)
         assert driver.finish() == 2, driver.output
     assert "error: s3://vanishing/run/checkpoints/" in driver.output
-    assert "there is no such bucket" in driver.output
+    assert "there is no such file, bucket or object" in driver.output
 
 
 def test_too_many_broken_samples_end_the_run_at_once_and_are_named(

@@ -1,0 +1,56 @@
+"""What a Slurm allocation says about a run: `python -m slurm.allocation [--config FILE] [key=value ...]`.
+
+Prints the whole command line for `parrot_dist.train`, one word a line, so that a mistake in it is found before any
+Ray process starts.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+
+from parrot_dist import train
+from parrot_dist.config import Config
+from parrot_dist.errors import UserError, exits_cleanly
+
+
+def complete(words: list[str], environ: Mapping[str, str]) -> list[str]:
+    """`words` with the settings that follow from the allocation: one worker a GPU, or a node without GPUs.
+
+    The allocation's stand before the user's, which therefore win. In a job array each task is a fold, and a run of
+    its own, named after the run that `words` describe.
+
+    Raises:
+        UserError: the configuration cannot be used, or its workers do not fit into the allocation.
+    """
+    nodes, cpus = int(environ["SLURM_JOB_NUM_NODES"]), int(environ["SLURM_CPUS_ON_NODE"])
+    gpus = int(environ.get("SLURM_GPUS_ON_NODE") or 0)
+    defaults = [f"scale.num_workers={nodes * (gpus or 1)}", f"scale.use_gpu={str(gpus > 0).lower()}"]
+    fold = [f"data.split.fold={environ['SLURM_ARRAY_TASK_ID']}"] if "SLURM_ARRAY_TASK_ID" in environ else []
+    workers = -(-_parse([*defaults, *words, *fold]).scale.num_workers // nodes)  # on one node, rounded up
+    defaults.append(f"scale.cpus_per_worker={max(1, cpus // workers)}")
+    config = _parse([*defaults, *words, *fold])
+    if fold:
+        fold.append(f"name={config.name}-fold{config.data.split.fold}")
+    if workers * config.scale.cpus_per_worker > cpus or (config.scale.use_gpu and workers > gpus):
+        raise UserError(
+            f"scale.num_workers: {config.scale.num_workers} workers of {config.scale.cpus_per_worker} CPUs"
+            f"{' and a GPU' if config.scale.use_gpu else ''} do not fit on {nodes} nodes of {cpus} CPUs and {gpus} GPUs"
+        )
+    return [*defaults, *words, *fold]
+
+
+def _parse(words: list[str]) -> Config:
+    return train.parse(words)
+
+
+@exits_cleanly
+def main() -> int:
+    """Print the words, one a line."""
+    print("\n".join(complete(sys.argv[1:], os.environ)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
