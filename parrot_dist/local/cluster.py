@@ -33,6 +33,8 @@ SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # binds loopback only, on Linux too
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_COLOR_PREFIX": "0",
+    "AUTOSCALER_METRIC_PORT": "0",  # any free one; the fixed ones are for one head on a machine
+    "DASHBOARD_METRIC_PORT": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # there is no other node to move work to
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # `report` waits for one of these polls; 2 s suit a large cluster
