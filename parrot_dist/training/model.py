@@ -77,8 +77,11 @@ def build_model(config: Config) -> ParrotModel:
     encoders = {}
     for branch in used_branches(config):
         settings = getattr(config.encoders, branch)
-        encoder = load_encoder(settings.source, readout=settings.readout, revision=settings.revision)
-        encoder.unfreeze(settings.unfreeze)
+        try:
+            encoder = load_encoder(settings.source, readout=settings.readout, revision=settings.revision)
+            encoder.unfreeze(settings.unfreeze)
+        except UserError as error:
+            raise type(error)(f"encoders.{branch}: {error}") from error
         encoders[branch] = encoder
     torch.manual_seed(config.seed)
     return ParrotModel(encoders, _build_head(config, {branch: encoder.dim for branch, encoder in encoders.items()}))

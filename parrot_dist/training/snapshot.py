@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save as save_tensors
 
+from parrot_dist.errors import UserError
 from parrot_dist.fusion import Reference
 from parrot_dist.reporting import history
 from parrot_dist.reporting.history import EpochRecord
@@ -95,7 +96,7 @@ def restore(found: Found, model: ParrotModel, optimizer: torch.optim.Optimizer, 
     saved = read_state(found)
     optimizer.load_state_dict(saved["optimizer"])
     scaler.load_state_dict(saved["scaler"])
-    return State.from_dict(saved["state"])
+    return _state_of(found, saved)
 
 
 def read_state(found: Found) -> dict[str, Any]:
@@ -107,4 +108,11 @@ def read_state(found: Found) -> dict[str, Any]:
 
 def read_history(found: Found) -> list[EpochRecord]:
     """The epochs that led to a checkpoint."""
-    return State.from_dict(read_state(found)["state"]).history
+    return _state_of(found, read_state(found)).history
+
+
+def _state_of(found: Found, saved: dict[str, Any]) -> State:
+    try:
+        return State.from_dict(saved["state"])
+    except (TypeError, KeyError) as error:  # a field that this version does not know, or one that it needs
+        raise UserError(f"{found.url}: saved by another version of this program ({error})") from error

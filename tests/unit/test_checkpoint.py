@@ -8,7 +8,7 @@ import pytest
 
 from parrot_dist import storage
 from parrot_dist.errors import UserError
-from parrot_dist.training import checkpoint
+from parrot_dist.training import checkpoint, snapshot
 from parrot_dist.training.checkpoint import Manifest, Writer
 
 PARTS = {"model.safetensors": b"weights", "state.pt": b"state"}
@@ -116,3 +116,13 @@ def test_no_checkpoint_at_all(run: str) -> None:
     assert checkpoint.newest(run) is None
     with pytest.raises(UserError, match="neither a complete checkpoint nor a run"):
         checkpoint.locate(run)
+
+
+@pytest.mark.parametrize("state", [{"history": [], "unknown": 1}, {"step": 1}, {"history": [{"epoch": 1}]}])
+def test_a_state_of_another_version_is_said_to_be_one(
+    run: str, monkeypatch: pytest.MonkeyPatch, state: dict[str, object]
+) -> None:
+    found = checkpoint.locate(checkpoint.save(run, manifest(1), PARTS))
+    monkeypatch.setattr(snapshot, "read_state", lambda _: {"state": state})
+    with pytest.raises(UserError, match="saved by another version of this program"):
+        snapshot.read_history(found)
