@@ -39,4 +39,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # Also the demo's shards, runs and reports.
 clean:
-	rm -rf .venv .demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .demo runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
