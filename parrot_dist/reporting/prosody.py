@@ -55,21 +55,23 @@ def pitch_track(frames: Floats, level: Floats) -> Floats:
     """(T,) pitch in Hz of `frames` (T, WINDOW) at RATE, whose root mean square is `level` (T,); 0 where unvoiced.
 
     The highest peak of the autocorrelation, divided by that of the window so that long periods are not at a
-    disadvantage, and refined by a parabola through its neighbours (Boersma 1993).
+    disadvantage. Place and height of every peak are those of the parabola through it and its neighbours: a short
+    period that falls between two lags would otherwise look weaker than twice its length (Boersma 1993).
     """
     window = np.hanning(WINDOW)
     centred = frames - frames.mean(axis=1, keepdims=True)
     shortest, longest = int(RATE / HIGHEST), int(RATE / LOWEST) + 1
     lags = np.arange(shortest - 1, longest + 2)
     strength = _autocorrelation(centred * window, TREBLE)[:, lags] / _autocorrelation(window, np.inf)[lags]
-    strength -= OCTAVE_COST * np.log2(lags / shortest)
-    best = strength[:, 1:-1].argmax(axis=1) + 1
-    rows = np.arange(len(frames))
-    before, peak, after = (strength[rows, best + offset] for offset in (-1, 0, 1))
+    before, peak, after = strength[:, :-2], strength[:, 1:-1], strength[:, 2:]
     curve = before - 2 * peak + after
-    shift = np.divide(before - after, 2 * curve, out=np.zeros_like(curve), where=curve < 0)
-    voiced = (peak > VOICED) & (level > SILENCE * level.max())
-    return np.where(voiced, RATE / (lags[best] + shift.clip(-1, 1)), 0.0)
+    is_peak = (peak >= before) & (peak >= after) & (curve < 0)
+    shift = np.divide(before - after, 2 * curve, out=np.zeros_like(curve), where=is_peak)
+    height = np.where(is_peak, peak - (before - after) * shift / 4, -np.inf)
+    height -= OCTAVE_COST * np.log2(lags[1:-1] / shortest)
+    rows, best = np.arange(len(frames)), height.argmax(axis=1)
+    voiced = (height[rows, best] > VOICED) & (level > SILENCE * level.max())
+    return np.where(voiced, RATE / (lags[1 + best] + shift[rows, best]), 0.0)
 
 
 def _autocorrelation(frames: Floats, treble: float) -> Floats:
