@@ -5,7 +5,6 @@ Everything that can be known to be wrong without touching the network is found h
 
 from __future__ import annotations
 
-import difflib
 import os
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, cast
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from parrot_dist.errors import UserError
+from parrot_dist.errors import UserError, nearest
 from parrot_dist.fusion import HEADS
 
 PRECISIONS = ("float32", "bf16", "fp16")
@@ -229,8 +228,8 @@ def _resolve(layers: list[Any]) -> Config:
     faults = []
     for key, value in _leaves(_unresolved(merged)).items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            faults.append(f"{key}: there is no such setting" + (f"; did you mean {near[0]}?" if near else ""))
+            near = nearest(key, known)
+            faults.append(f"{key}: there is no such setting" + (f"; did you mean {near}?" if near else ""))
             continue
         try:
             OmegaConf.update(schema, key, value)

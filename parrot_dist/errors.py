@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from functools import wraps
 from signal import SIGINT
 
@@ -14,6 +15,11 @@ class UserError(Exception):
 
 class Unreachable(UserError):  # noqa: N818
     """The object store does not answer: a wrong address before a run starts, an outage to be ridden out within it."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that somebody who typed `word` may have meant."""
+    return next(iter(get_close_matches(word, list(known), n=1, cutoff=0.5)), None)
 
 
 def exits_cleanly(main: Callable[[], int]) -> Callable[[], int]:

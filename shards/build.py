@@ -6,7 +6,6 @@ text and length. The same corpus and settings give the same bytes.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -26,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from parrot_dist import storage
 from parrot_dist.data import audio
 from parrot_dist.data.index import INDEX_NAME, Index, Row, check_index, read_index, write_index
-from parrot_dist.errors import UserError, exits_cleanly
+from parrot_dist.errors import UserError, exits_cleanly, nearest
 from shards import corpora, tar
 from shards.console import name_skipped, progress
 from shards.corpora import Clip, Stray
@@ -95,10 +94,8 @@ def parse(words: list[str]) -> Settings:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            faults.append(
-                f"{word}: " + (f"did you mean {near[0]}=...?" if near else f"settings are {', '.join(known)}")
-            )
+            near = nearest(key, known)
+            faults.append(f"{word}: " + (f"did you mean {near}=...?" if near else f"settings are {', '.join(known)}"))
             continue
         try:
             OmegaConf.update(settings, key, value)

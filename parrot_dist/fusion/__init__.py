@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from parrot_dist.errors import UserError
+from parrot_dist.errors import UserError, nearest
 from parrot_dist.fusion.dropout import row_keys
 from parrot_dist.fusion.heads import Head, HeadSettings, PairHead, SingleHead
 from parrot_dist.fusion.reference import Reference, pick_reference
@@ -61,6 +60,6 @@ def _check(settings: HeadSettings) -> None:
 def _known(what: str, word: str, words: Iterable[str]) -> None:
     known = list(words)
     if word not in known:
-        near = get_close_matches(word, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"it is one of {', '.join(known)}"
+        near = nearest(word, known)
+        hint = f"did you mean {near!r}?" if near else f"it is one of {', '.join(known)}"
         raise UserError(f"{what}: there is no {word!r}; {hint}")

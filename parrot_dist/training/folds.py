@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 
 from parrot_dist import storage
 from parrot_dist.config import Config
@@ -93,7 +92,7 @@ def test_fold(run_url: str) -> Evaluation:
     """The best checkpoint of a fold's run on the speakers that the fold left out."""
     config, model, reference = load_checkpoint(checkpoint.locate(run_url))
     task = open_task(config)
-    place = Place(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    place = Place.alone()
     return evaluate(task, model.to(place.device), reference, task.parts.test, place)
 
 

@@ -32,6 +32,11 @@ class Place:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
+    @classmethod
+    def alone(cls) -> Place:
+        """A process on its own, on a GPU if there is one."""
+        return cls(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
     def exchange(self, numbers: list[int]) -> Rows:
         """(world_size, len(numbers)): the numbers of every rank."""
         mine = torch.tensor(numbers, dtype=torch.int64)

@@ -26,7 +26,7 @@ from parrot_dist.reporting.metrics import score
 from parrot_dist.training import checkpoint
 from parrot_dist.training.checkpoint import Found, Manifest, Writer
 from parrot_dist.training.inference import Batch, Place, autocast, infer, open_stream
-from parrot_dist.training.model import ParrotModel, build_model, describe_encoders
+from parrot_dist.training.model import CONFIG_PART, ParrotModel, build_model, describe_encoders
 from parrot_dist.training.monitor import Listener, Stopped
 from parrot_dist.training.prefix import open_feeds
 from parrot_dist.training.reference import fit_reference
@@ -281,7 +281,7 @@ class Loop:
             index_digest=self.task.index.digest,
         )
         parts: dict[str, Any] = dump_parts(self.state, self.model, self.optimizer, self.scaler, reference)
-        self.writer.save(manifest, parts | {"config.yaml": configuration.dumps(self.config).encode()})
+        self.writer.save(manifest, parts | {CONFIG_PART: configuration.dumps(self.config).encode()})
 
 
 def next_or_error(batches: Iterator[Batch]) -> Batch | UserError:

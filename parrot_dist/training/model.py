@@ -143,6 +143,16 @@ def load_checkpoint(found: Found) -> tuple[Config, ParrotModel, Reference | None
     return config, model.eval(), reference
 
 
+def require_reference(found: Found, model: ParrotModel, reference: Reference | None) -> None:
+    """Check that a checkpoint can predict utterances on their own.
+
+    Raises:
+        UserError: its head transports, and it has no rows to transport to.
+    """
+    if model.head.needs_reference and reference is None:
+        raise UserError(f"{found.url}: saved within an epoch, without reference rows; take one from an epoch's end")
+
+
 def check_encoders(model: ParrotModel, found: Found) -> None:
     """Compare the base encoders with those a checkpoint was trained on.
 

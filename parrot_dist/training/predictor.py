@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from parrot_dist.data.audio import SAMPLE_RATE, Waveform, load, peak_normalise
 from parrot_dist.encoders import Activation
-from parrot_dist.errors import UserError
 from parrot_dist.fusion import Reference
 from parrot_dist.training import checkpoint
-from parrot_dist.training.model import ParrotModel, load_checkpoint
+from parrot_dist.training.model import ParrotModel, load_checkpoint, require_reference
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,7 @@ class Predictor:
         """
         found = checkpoint.locate(url)
         config, model, reference = load_checkpoint(found)
-        if model.head.needs_reference and reference is None:
-            raise UserError(f"{found.url}: saved within an epoch, without reference rows; take one from an epoch's end")
+        require_reference(found, model, reference)
         max_samples = int(config.data.max_seconds * SAMPLE_RATE)
         return cls(model, reference, list(config.data.classes), max_samples, normalise)
 

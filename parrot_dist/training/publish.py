@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from parrot_dist import config as configuration
 from parrot_dist import storage
 from parrot_dist.config import Config
-from parrot_dist.errors import UserError
 from parrot_dist.reporting.plots import confusion_svg
 from parrot_dist.reporting.report import BATCH, REFERENCE, Report, Result, render_report
 from parrot_dist.reporting.table import scores_json
@@ -22,7 +19,7 @@ from parrot_dist.training import checkpoint
 from parrot_dist.training.checkpoint import Found
 from parrot_dist.training.evaluation import Evaluation, dump_predictions, evaluate, evaluate_prosody
 from parrot_dist.training.inference import Place
-from parrot_dist.training.model import load_checkpoint
+from parrot_dist.training.model import CONFIG_PART, load_checkpoint, require_reference
 from parrot_dist.training.snapshot import read_history
 from parrot_dist.training.task import Task, check_corpus, open_task
 
@@ -46,11 +43,11 @@ def evaluate_checkpoint(url: str, split: str, transport: str | None, out: Path |
     """
     found = checkpoint.locate(url)
     config, model, reference = load_checkpoint(found)
-    if transport == "reference" and reference is None and model.head.needs_reference:
-        raise UserError(f"{found.url}: saved within an epoch, without reference rows; take one from an epoch's end")
+    if transport == "reference":
+        require_reference(found, model, reference)
     task = open_task(config)
     check_corpus(task, found)
-    place = Place(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    place = Place.alone()
     model.to(place.device)
     rows = getattr(task.parts, split)
     evaluation = evaluate(task, model, reference, rows, place)
@@ -92,7 +89,7 @@ def _report(
 
 
 def _commands(found: Found, config: Config, run_url: str) -> dict[str, str]:
-    settings = storage.join(run_url, "config.yaml")
+    settings = storage.join(run_url, CONFIG_PART)
     return {
         "get the configuration": f'python -c "from parrot_dist import storage; '
         f"print(storage.read_bytes('{settings}').decode())\" > {config.name}.yaml",

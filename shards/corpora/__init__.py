@@ -5,14 +5,13 @@ One file a corpus, found by its name: it defines `read`, a `Reader`. A file that
 
 from __future__ import annotations
 
-import difflib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import cast
 
-from parrot_dist.errors import UserError
+from parrot_dist.errors import UserError, nearest
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".aiff", ".aif", ".au")
 UNKNOWN_LANGUAGE = "und"  # ISO 639-3: undetermined
@@ -53,8 +52,8 @@ def find(name: str) -> Reader:
     """
     known = [module.name for module in pkgutil.iter_modules(__path__)]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        guess = f"did you mean {near[0]}? " if near else ""
+        near = nearest(name, known)
+        guess = f"did you mean {near}? " if near else ""
         raise UserError(f"corpus={name}: no such reader; {guess}there are {', '.join(known)}")
     return cast(Reader, import_module(f"{__name__}.{name}").read)
 

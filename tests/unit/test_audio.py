@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -26,7 +26,6 @@ def tone(rate, seconds=0.5, hertz=440):
     return 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)
 
 
-@settings(deadline=None)
 @given(pcm16)
 def test_flac_keeps_every_16_bit_sample(samples):
     waveform = samples.astype(np.float32) / 32768
@@ -99,7 +98,6 @@ def test_load_names_the_file(tmp_path):
     assert len(audio.load(str(tmp_path / "a.wav"))) == 8000
 
 
-@settings(deadline=None)
 @given(pcm16)
 def test_peak_normalisation_reaches_one_and_leaves_silence_alone(samples):
     waveform = samples.astype(np.float32) / 32768

@@ -7,7 +7,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from parrot_dist.data import audio, index
@@ -61,7 +61,6 @@ def indexes(draw):
     return rows, {row.shard: 2**30 for row in rows}
 
 
-@settings(deadline=None)
 @given(indexes(), st.randoms())
 def test_an_index_reads_back_as_it_was_written_in_any_order_of_rows(made, random):
     rows, sizes = made
@@ -169,7 +168,6 @@ def test_a_sparse_member_is_refused():
         index.parse_members(bytes(header), "k")
 
 
-@settings(deadline=None)
 @given(st.integers(0, 3000), st.binary(min_size=1, max_size=40))
 def test_damaged_bytes_give_members_or_a_broken_sample_and_nothing_else(position, noise):
     data = bytearray(sample_bytes("k"))
@@ -180,7 +178,6 @@ def test_damaged_bytes_give_members_or_a_broken_sample_and_nothing_else(position
     assert set(members) <= {"flac", "wav", "json"}
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=1500))
 def test_random_bytes_give_a_broken_sample(data):
     with pytest.raises(BrokenSample):

@@ -21,7 +21,7 @@ def test_equals_the_released_code(samples):
     torch.testing.assert_close(LogMel()([audio])[0], expected, atol=1e-4, rtol=0)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.integers(1, 4000), min_size=1, max_size=5))
 def test_utterances_do_not_see_each_other(lengths):
     torch.manual_seed(0)

@@ -45,7 +45,7 @@ def recurrence(x, dt, a, b, c, skip, gate, dt_bias):
     return torch.stack(outputs, 1)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 7), st.integers(1, 6), st.integers(0, 99))
 def test_equals_the_recurrence(rows, length, channels, states, seed):
     inputs = draw(rows, length, channels, states, seed=seed)

@@ -30,7 +30,7 @@ def costs(n, m, seed, shape=1.0):
     seed=st.integers(0, 2**32 - 1),
     shape=st.sampled_from([0.02, 0.3, 1.0, 4.0]),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_plan_equals_pots(n, m, epsilon, iterations, seed, shape):
     C = costs(n, m, seed, shape)
     plan = sinkhorn(torch.from_numpy(C), epsilon, iterations).plan.numpy()
@@ -71,7 +71,7 @@ def test_log_domain_takes_over_where_scaling_would_underflow(epsilon):
     n=st.integers(1, 12),
     m=st.integers(1, 12),
 )
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_every_domain_stays_finite_with_exact_rows(exponent, seed, double, n, m):
     C = torch.from_numpy(
         np.random.default_rng(seed).integers(0, 2, (n, m)).astype(np.float64 if double else np.float32)
