@@ -1,77 +1,58 @@
 """`python -m shards.build corpus=NAME source=FOLDER out=URL`: make WebDataset shards and their index from a corpus.
 
 Each clip becomes two members of a tar: 16-bit FLAC, mono at 16 kHz, and JSON with its label, speaker, corpus, language,
-text and length. The same corpus and settings give the same bytes.
+text, fold and length. The same corpus and settings give the same bytes, on any number of processors. A build that was
+cut off goes on where it was. Where RAY_ADDRESS names a cluster, its workers make the shards.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sys
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
 import numpy as np
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from parrot_dist import storage
 from parrot_dist.data import audio
-from parrot_dist.data.index import INDEX_NAME, Index, Row, check_index, read_index, write_index
-from parrot_dist.errors import UserError, exits_cleanly, nearest
-from shards import corpora, tar
+from parrot_dist.data.index import INDEX_NAME, Index, check_index, read_index, write_index
+from parrot_dist.errors import UserError, exits_cleanly
+from shards import corpora
 from shards.console import name_skipped, progress
 from shards.corpora import Clip, Stray
+from shards.pool import run_all
+from shards.settings import Settings, command_line, parse
+from shards.shard import RECORDS, Plan, Sample, Shard, make_key, prepare, read_record, write_shard
 
-FORMAT = 2  # raise it when the same input gives other bytes than before
+FORMAT = 3  # raise it when the same input gives other bytes than before
 RECORD = "build.json"
 SHARD_NAME = re.compile(r"shard-\d{6}\.tar")
-MAX_KEY = 80  # a ustar name holds 100 characters, suffix included
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-@dataclass
-class Settings:
-    """What can be said as key=value."""
-
-    corpus: str = MISSING  # name of a reader: a module of shards.corpora
-    source: str = MISSING  # folder or URL with the corpus as it is distributed
-    out: str = MISSING  # URL or folder for the shards and the index
-    shard_mb: float = 4.0  # a shard is closed once it holds so many megabytes; small corpora still feed many readers
-    normalise: str = "peak"  # peak (the paper's) | none
-    seed: int = 0  # of the order of speakers and of clips in the shards
+PROBES = 8  # clips that are encoded to predict the size of the others
+READERS = 32  # records read at a time; the work is waiting for the store
+REASONS = 5  # of what was left out, in the summary
 
 
 class Survey(NamedTuple):
     """What there is to build, before any audio is read."""
 
     clips: list[Clip]
+    sizes: dict[str, int]
+    """Path -> bytes of every file."""
     skipped: dict[str, str]
     digest: str
     """Of everything that decides the bytes: files with their sizes, their descriptions, the settings."""
 
 
-class Sample(NamedTuple):
-    """A clip, ready for a shard."""
-
-    key: str
-    clip: Clip
-    samples: int
-    data: bytes
-
-
 @exits_cleanly
 def main() -> int:
-    settings = parse(sys.argv[1:])
+    settings = parse(command_line("shards.build", __doc__).parse_args().words)
     found = survey(settings)
     if is_built(settings.out, found.digest):
         print(f"{settings.out}: already built")
@@ -80,35 +61,6 @@ def main() -> int:
     name_skipped(skipped)
     print(summary(settings.out, index, skipped))
     return 0
-
-
-def parse(words: list[str]) -> Settings:
-    """The settings in `key=value` words.
-
-    Raises:
-        UserError: lists every word that is no setting (with the nearest one), of a wrong type, or missing.
-    """
-    settings = OmegaConf.structured(Settings)
-    known = [field.name for field in fields(Settings)]
-    faults = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or key not in known:
-            near = nearest(key, known)
-            faults.append(f"{word}: " + (f"did you mean {near}=...?" if near else f"settings are {', '.join(known)}"))
-            continue
-        try:
-            OmegaConf.update(settings, key, value)
-        except OmegaConfBaseException as error:
-            faults.append(f"{word}: {str(error).splitlines()[0]}")
-    faults += [f"{key}=... must be given" for key in sorted(OmegaConf.missing_keys(settings))]
-    if settings.normalise not in ("peak", "none"):
-        faults.append(f"normalise={settings.normalise}: must be peak or none")
-    if settings.shard_mb <= 0:
-        faults.append(f"shard_mb={settings.shard_mb}: must be above 0")
-    if faults:
-        raise UserError("the settings cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
-    return cast(Settings, OmegaConf.to_object(settings))
 
 
 def survey(settings: Settings) -> Survey:
@@ -121,17 +73,21 @@ def survey(settings: Settings) -> Survey:
     if not files:
         raise UserError(f"source={settings.source}: there are no files; check the place")
     entries = list(corpora.find(settings.corpus)(settings.source, files))
-    clips = [entry for entry in entries if isinstance(entry, Clip)]
     skipped = {entry.path: entry.reason for entry in entries if isinstance(entry, Stray)}
+    clips: dict[str, Clip] = {}
+    for clip in (entry for entry in entries if isinstance(entry, Clip)):
+        taken = clips.setdefault(make_key(clip), clip)
+        if taken is not clip:
+            skipped[clip.path] = f"has the same key as {taken.path}: {make_key(clip)}"
     if not clips:
         name_skipped(skipped)
         raise UserError(f"source={settings.source}: no file fits the layout of corpus={settings.corpus}")
     facts = {
         "format": FORMAT,
-        "clips": [[asdict(clip), files[clip.path]] for clip in clips],
+        "clips": [[asdict(clip), files[clip.path]] for clip in clips.values()],
         "settings": [settings.shard_mb, settings.normalise, settings.seed],
     }
-    return Survey(clips, skipped, hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest())
+    return Survey(list(clips.values()), files, skipped, _digest(facts))
 
 
 def is_built(out: str, digest: str) -> bool:
@@ -152,27 +108,47 @@ def build(settings: Settings, found: Survey) -> tuple[Index, dict[str, str]]:
     The old index goes first and the new one comes last, so there is never an index beside shards of another build.
 
     Raises:
-        UserError: not one clip could be read, or the store refuses.
+        UserError: not one clip could be read, the store refuses, or it does not keep what workers write.
     """
     storage.delete(storage.join(settings.out, INDEX_NAME))
-    skipped = dict(found.skipped)
-    clips = arrange(found.clips, settings.seed)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # soundfile and soxr let go of the interpreter's lock
-        prepared = map_ahead(pool, partial(prepare, settings), clips)
-        samples = drop_strays(progress(prepared, "building", len(clips)), skipped)
-        rows, sizes = write_shards(settings, samples)
-    if not rows:
+    plans = plan_shards(settings, found)
+    shards = finished(settings.out, plans)
+    missing = [plan for plan in plans if plan.name not in shards]
+    for shard in progress(run_all(partial(write_shard, settings), missing), "building", len(missing)):
+        shards[shard.name] = shard
+    ordered = [shards[plan.name] for plan in plans]
+    skipped = found.skipped | {path: reason for shard in ordered for path, reason in shard.skipped.items()}
+    sizes = {shard.name: shard.size for shard in ordered if shard.size}
+    if not sizes:
         name_skipped(skipped)
-        raise UserError(f"source={settings.source}: none of its {len(clips)} clips can be read")
-    for name in storage.list_files(settings.out):
-        if SHARD_NAME.fullmatch(name) and name not in sizes:
-            storage.delete(storage.join(settings.out, name))
+        raise UserError(f"source={settings.source}: none of its {len(found.clips)} clips can be read")
+    _clear(settings.out, sizes)
     record = {"digest": found.digest, "skipped": skipped}
     storage.write_bytes(storage.join(settings.out, RECORD), json.dumps(record, sort_keys=True, indent=1).encode())
-    return write_index(settings.out, rows, sizes), skipped
+    index = write_index(settings.out, (row for shard in ordered for row in shard.rows), sizes)
+    storage.delete(storage.join(settings.out, RECORDS))
+    return index, skipped
 
 
-def arrange(clips: list[Clip], seed: int) -> list[Clip]:
+def plan_shards(settings: Settings, found: Survey) -> list[Plan]:
+    """Which clips go into which shard, the same however many workers there are.
+
+    A shard is closed once its clips are predicted to reach `shard_mb`. A clip's size is predicted from that of its
+    file: the files of one corpus are encoded alike, so a few of them tell how much smaller the shards will be.
+    """
+    clips = arrange(found.clips, settings.seed)
+    probes = [clips[number] for number in np.linspace(0, len(clips) - 1, min(PROBES, len(clips)), dtype=int)]
+    packed = {clip.path: prepare(settings, clip) for clip in probes}
+    encoded = {path: len(sample.data) for path, sample in packed.items() if isinstance(sample, Sample)}
+    ratio = sum(encoded.values()) / max(sum(found.sizes[path] for path in encoded), 1)
+    runs = fill([(clip, found.sizes[clip.path] * ratio) for clip in clips], settings.shard_mb * 1e6)
+    return [
+        Plan(f"shard-{number:06d}.tar", run, _digest([found.digest, number, [clip.path for clip in run]]))
+        for number, run in enumerate(runs)
+    ]
+
+
+def arrange(clips: Sequence[Clip], seed: int) -> list[Clip]:
     """The order of the clips in the shards: speakers in random order, each one's clips together, in random order.
 
     A split by speakers then takes runs of bytes that lie together and not every tenth sample of every shard, so that
@@ -190,99 +166,65 @@ def arrange(clips: list[Clip], seed: int) -> list[Clip]:
     ]
 
 
-def prepare(settings: Settings, clip: Clip) -> Sample | Stray:
-    """Decode, resample, normalise and pack one clip."""
-    try:
-        waveform = audio.decode(storage.read_bytes(storage.join(settings.source, clip.path)))
-    except ValueError as error:
-        return Stray(clip.path, str(error))
-    if settings.normalise == "peak":
-        waveform = audio.peak_normalise(waveform)
-    facts = {name: value for name, value in asdict(clip).items() if name != "path"}
-    facts |= {"samples": len(waveform), "source": clip.path}
-    described = json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()
-    key = make_key(clip)
-    return Sample(key, clip, len(waveform), tar.pack(key, {"flac": audio.encode_flac(waveform), "json": described}))
+def fill(weighted: Iterable[tuple[Clip, float]], limit: float) -> list[list[Clip]]:
+    """Runs of clips that together reach `limit`; the last may be smaller."""
+    runs: list[list[Clip]] = []
+    weight = limit
+    for clip, size in weighted:
+        if weight >= limit:
+            runs.append([])
+            weight = 0
+        runs[-1].append(clip)
+        weight += size
+    return runs
 
 
-def make_key(clip: Clip) -> str:
-    """A key that any tar and any WebDataset reader takes: ASCII, no dots, short, still readable, and of one path only.
+def finished(out: str, plans: Sequence[Plan]) -> dict[str, Shard]:
+    """Name -> shard of those plans that a build which was cut off has carried out, record and tar both being there."""
+    there = storage.list_files(out)
+    candidates = [plan for plan in plans if plan.record in there]
+    with ThreadPoolExecutor(READERS) as pool:
+        records = pool.map(partial(read_record, out), candidates)
+    return {shard.name: shard for shard in records if shard and there.get(shard.name, 0) == shard.size}
 
-    The digest tells apart the paths that read the same, as labels in another script do.
+
+def _clear(out: str, sizes: Mapping[str, int]) -> None:
+    """Remove the shards of other builds.
+
+    Raises:
+        UserError: a shard is not there as it was written.
     """
-    path = f"{clip.corpus}/{clip.path.rpartition('.')[0]}"
-    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", path)
-    digest = hashlib.sha256(path.encode()).hexdigest()[:12]
-    return f"{readable[: MAX_KEY - 13]}-{digest}"
+    there = storage.list_files(out)
+    for name, size in sizes.items():
+        if there.get(name) != size:
+            raise UserError(
+                f"{out}: {name} is not there as it was written; workers need a place that all of them share"
+            )
+    for name in there:
+        if SHARD_NAME.fullmatch(name) and name not in sizes:
+            storage.delete(storage.join(out, name))
 
 
-def map_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 64
-) -> Iterator[Result]:
-    """As `pool.map`, but with at most `ahead` results waiting: a corpus need not fit into memory."""
-    waiting: deque[Future[Result]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def drop_strays(prepared: Iterable[Sample | Stray], skipped: dict[str, str]) -> Iterator[Sample]:
-    """The usable samples; the others go into `skipped`."""
-    taken: dict[str, str] = {}
-    for entry in prepared:
-        if isinstance(entry, Stray):
-            skipped[entry.path] = entry.reason
-        elif entry.key in taken:
-            skipped[entry.clip.path] = f"has the same key as {taken[entry.key]}: {entry.key}"
-        else:
-            taken[entry.key] = entry.clip.path
-            yield entry
-
-
-def fill_shards(samples: Iterable[Sample], limit: float) -> Iterator[list[Sample]]:
-    """Runs of samples that together reach `limit` bytes; the last may be smaller."""
-    shard: list[Sample] = []
-    size = 0
-    for sample in samples:
-        shard.append(sample)
-        size += len(sample.data)
-        if size >= limit:
-            yield shard
-            shard, size = [], 0
-    if shard:
-        yield shard
-
-
-def write_shards(settings: Settings, samples: Iterable[Sample]) -> tuple[list[Row], dict[str, int]]:
-    """Write the shards one by one; returns the rows of the index and the size of each shard."""
-    rows: list[Row] = []
-    sizes: dict[str, int] = {}
-    for number, shard in enumerate(fill_shards(samples, settings.shard_mb * 1e6)):
-        name, offset = f"shard-{number:06d}.tar", 0
-        for key, clip, length, data in shard:
-            place = (name, offset, len(data), length)
-            rows.append(Row(key, *place, clip.label, clip.speaker, clip.corpus, clip.language))
-            offset += len(data)
-        storage.write_bytes(storage.join(settings.out, name), b"".join(sample.data for sample in shard) + tar.END)
-        sizes[name] = offset + len(tar.END)
-    return rows, sizes
-
-
-def summary(out: str, index: Index, skipped: dict[str, str]) -> str:
+def summary(out: str, index: Index, skipped: Mapping[str, str]) -> str:
     """What was built, for people."""
     hours = index.samples.sum() / audio.SAMPLE_RATE / 3600
     size = sum(index.shard_sizes.values()) / 1e6
     lines = [
         f"{out}: {len(index):,} clips, {hours:.2f} hours, {len(set(index.speaker))} speakers, "
-        f"{len(index.shard_sizes)} shards, {size:.1f} MB, {len(skipped)} skipped"
+        f"{len(index.shard_sizes)} shards, {size:.1f} MB, {len(skipped):,} skipped"
     ]
-    for name, column in (("labels", index.label), ("languages", index.language), ("corpora", index.corpus)):
+    columns = {"labels": index.label, "languages": index.language, "corpora": index.corpus, "folds": index.fold}
+    for name, column in columns.items():
         counts = sorted(Counter(column).items())
-        lines.append(f"  {name:9} " + ", ".join(f"{value} {count:,}" for value, count in counts))
+        shares = (f"{value or 'none'} {count:,} ({count / len(index):.0%})" for value, count in counts)
+        lines.append(f"  {name:9} " + ", ".join(shares))
+    for reason, count in Counter(skipped.values()).most_common(REASONS):
+        lines.append(f"  skipped   {count:,}: {reason}")
     return "\n".join(lines)
+
+
+def _digest(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 if __name__ == "__main__":

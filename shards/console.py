@@ -22,6 +22,11 @@ def progress(items: Iterable[Item], description: str, total: int) -> Iterator[It
 def name_skipped(skipped: dict[str, str]) -> None:
     """Say on stderr what was left out and why: the first 20 by name."""
     for name, reason in list(skipped.items())[:NAMED]:
-        print(f"  skipped {name}: {reason}", file=sys.stderr)
+        print(printable(f"  skipped {name}: {reason}"), file=sys.stderr)
     if len(skipped) > NAMED:
         print(f"  skipped {len(skipped) - NAMED} more", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """`text` with what no terminal shows (bytes of a file name that are no text) written as an escape."""
+    return text.encode(errors="backslashreplace").decode()

@@ -41,9 +41,7 @@ def rebuild(url: str) -> tuple[Index, dict[str, str]]:
     Raises:
         UserError: no shards there, one that is no tar, or no usable sample in any.
     """
-    sizes = {name: size for name, size in storage.list_files(url).items() if name.endswith(".tar")}
-    if not sizes:
-        raise UserError(f"{url}: no .tar shards there; check the bucket and the prefix")
+    sizes = list_shards(url)
     rows: dict[str, Row] = {}
     skipped: dict[str, str] = {}
     with ThreadPoolExecutor(READERS) as pool:
@@ -61,6 +59,18 @@ def rebuild(url: str) -> tuple[Index, dict[str, str]]:
     return index.write_index(url, rows.values(), sizes), skipped
 
 
+def list_shards(url: str) -> dict[str, int]:
+    """Name -> size in bytes of every shard at `url`.
+
+    Raises:
+        UserError: there are none.
+    """
+    sizes = {name: size for name, size in storage.list_files(url).items() if name.endswith(".tar")}
+    if not sizes:
+        raise UserError(f"{url}: no .tar shards there; check the bucket and the prefix")
+    return sizes
+
+
 def scan(url: str, shard: str) -> list[Row | BrokenSample]:
     """A row, or what is wrong, for every sample of one shard.
 
@@ -72,12 +82,10 @@ def scan(url: str, shard: str) -> list[Row | BrokenSample]:
     found: list[Row | BrokenSample] = []
     try:
         with storage.explained(place), fs.open(path, "rb") as file:
-            for key, offset, size in list(tar.ranges(file)):
+            for key, offset, size in tar.ranges(file):
                 file.seek(offset)
                 try:
-                    if size > index.MAX_SAMPLE_BYTES:
-                        raise BrokenSample(key, f"{size} bytes are too many for one utterance")
-                    found.append(make_row(key, shard, offset, file.read(size)))
+                    found.append(make_row(key, shard, offset, file.read(min(size, index.MAX_SAMPLE_BYTES + 1))))
                 except BrokenSample as error:
                     found.append(error)
     except tarfile.TarError as error:
@@ -89,20 +97,27 @@ def make_row(key: str, shard: str, offset: int, data: bytes) -> Row:
     """The row of the sample whose tar bytes are `data`.
 
     Raises:
-        BrokenSample: no usable JSON member with label and speaker, or no usable audio.
+        BrokenSample: a name that leads out of its folder, no JSON member with label and speaker, or no usable audio.
     """
+    if tar.leads_out(key):
+        raise BrokenSample(key, "its name leads out of the folder")
+    if len(data) > index.MAX_SAMPLE_BYTES:
+        raise BrokenSample(key, f"over {index.MAX_SAMPLE_BYTES} bytes are too many for one utterance")
     members = index.parse_members(data, key)
     index.audio_member(members, key)
     try:
         facts = json.loads(members["json"])
         label, speaker = str(facts["label"]), str(facts["speaker"])
-        samples = int(facts["samples"]) if "samples" in facts else 0
-    except (KeyError, TypeError, ValueError) as error:
+        if not label or not speaker:
+            raise ValueError("one of them is empty")
+        origin = str(facts.get("corpus", "")), str(facts.get("language", UNKNOWN_LANGUAGE)), str(facts.get("fold", ""))
+        "".join((key, label, speaker, *origin)).encode()  # what is no text fits no index
+        samples = int(facts.get("samples", 0))
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise BrokenSample(key, f"no JSON member with label and speaker ({error!r})") from error
     if not 0 < samples <= audio.MAX_SAMPLES:  # shards that others made need not say it
         samples = len(index.read_sample(data, key))
-    corpus, language = str(facts.get("corpus", "")), str(facts.get("language", UNKNOWN_LANGUAGE))
-    return Row(key, shard, offset, len(data), samples, label, speaker, corpus, language)
+    return Row(key, shard, offset, len(data), samples, label, speaker, *origin)
 
 
 if __name__ == "__main__":

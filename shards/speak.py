@@ -94,9 +94,10 @@ class Row:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m shards.speak", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the corpus goes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--speakers", type=int, default=36)
-    parser.add_argument("--texts", type=int, default=6, choices=range(1, 11), help="sentences a speaker says")
+    number = partial(parser.add_argument, type=int, metavar="INT")
+    number("--seed", default=0, help="of voices and delivery (default %(default)s)")
+    number("--speakers", default=36, help="people, of three languages in turn (default %(default)s)")
+    number("--texts", default=6, choices=range(1, 11), help="sentences a speaker says, 1 to 10 (default %(default)s)")
     settings = parser.parse_args()
     count = speak(settings.folder, settings.seed, settings.speakers, settings.texts)
     print(f"{settings.folder}: {count} utterances spoken" if count else f"{settings.folder}: already spoken")

@@ -40,9 +40,10 @@ SCHEMA = pa.schema(
         ("speaker", pa.string()),
         ("corpus", pa.string()),
         ("language", pa.string()),
+        ("fold", pa.string()),
     ]
 )
-REPEATED = ["shard", "label", "speaker", "corpus", "language"]
+REPEATED = ["shard", "label", "speaker", "corpus", "language", "fold"]
 
 Strings = npt.NDArray[np.object_]
 Integers = npt.NDArray[np.int64]
@@ -72,6 +73,7 @@ class Row(NamedTuple):
     speaker: str
     corpus: str
     language: str
+    fold: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +93,8 @@ class Index:
     speaker: Strings
     corpus: Strings
     language: Strings
+    fold: Strings
+    """The corpus's own part, as in "Session1" or "dev"; "" where the corpus has none."""
     shard_sizes: Mapping[str, int]
     """Shard name -> size of the whole tar in bytes."""
     digest: str
@@ -118,7 +122,7 @@ def read_index(url: str) -> Index:
         ) from error
     try:
         return from_parquet(data)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError, OSError) as error:
         raise UserError(f"{place}: not a usable index ({error}); {rebuild_hint(url)}") from error
 
 
@@ -229,10 +233,13 @@ def from_parquet(data: bytes) -> Index:
     """The index in Parquet bytes.
 
     Raises:
-        ValueError: a byte range that cannot be, a shard without a size, or no samples at all.
-        KeyError, OSError: not a Parquet file, or not one with the columns and metadata of an index.
+        ValueError: a column is missing, a byte range that cannot be, a shard without a size, or no samples at all.
+        TypeError, KeyError, OSError: not a Parquet file, or not one with the metadata of an index.
     """
     table = pq.read_table(io.BytesIO(data), read_dictionary=REPEATED)
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:  # as in the index of an older version of this project
+        raise ValueError(f"no column {', '.join(missing)}")
     sizes: dict[str, int] = json.loads(table.schema.metadata[b"shard_sizes"])
     columns: dict[str, Any] = {name: _to_numpy(table.column(name)) for name in SCHEMA.names}
     index = Index(**columns, shard_sizes=sizes, digest=hashlib.sha256(data).hexdigest())

@@ -8,10 +8,8 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from typing import cast
 
-from parrot_dist.errors import UserError, nearest
+from parrot_dist.registry import Registry
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".aiff", ".aif", ".au")
 UNKNOWN_LANGUAGE = "und"  # ISO 639-3: undetermined
@@ -30,6 +28,8 @@ class Clip:
     language: str
     """ISO 639 code; "und" where the corpus does not tell."""
     text: str = ""
+    fold: str = ""
+    """The corpus's own fold or official part, by its own name ("Session1", "dev"); "" where it has none."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,20 @@ class Stray:
 Reader = Callable[[str, Mapping[str, int]], Iterator[Clip | Stray]]
 """(URL of the corpus, its files with their sizes) -> what every audio file is. Only tables are read, never audio."""
 
+READERS: Registry[Reader] = Registry(
+    "corpus",
+    "parrot_dist.corpora",
+    {module.name: f"{__name__}.{module.name}:read" for module in pkgutil.iter_modules(__path__)},
+)
+
 
 def find(name: str) -> Reader:
     """The reader of the corpus called `name`.
 
     Raises:
-        UserError: there is none; gives the nearest name and all names.
+        UserError: there is none, or it cannot be imported.
     """
-    known = [module.name for module in pkgutil.iter_modules(__path__)]
-    if name not in known:
-        near = nearest(name, known)
-        guess = f"did you mean {near}? " if near else ""
-        raise UserError(f"corpus={name}: no such reader; {guess}there are {', '.join(known)}")
-    return cast(Reader, import_module(f"{__name__}.{name}").read)
+    return READERS[name]
 
 
 def is_audio(path: str) -> bool:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping
 
-from parrot_dist import storage
-from parrot_dist.errors import UserError
 from shards.corpora import UNKNOWN_LANGUAGE, Clip, Stray, is_audio
+from shards.tables import read_rows
 
 TABLE = "metadata.csv"
 REQUIRED = ("path", "label", "speaker")
+OPTIONAL = ("language", "text", "fold")
 
 
 def read(source: str, files: Mapping[str, int]) -> Iterator[Clip | Stray]:
@@ -21,21 +19,13 @@ def read(source: str, files: Mapping[str, int]) -> Iterator[Clip | Stray]:
 
 
 def read_table(source: str, files: Mapping[str, int], corpus: str) -> Iterator[Clip | Stray]:
-    """The clips of metadata.csv: columns path, label, speaker and, where known, language and text.
+    """The clips of metadata.csv: columns path, label, speaker and, where known, language, text and fold.
 
     Raises:
         UserError: there is no such table, or a column is missing.
     """
-    place = storage.join(source, TABLE)
-    try:
-        table = csv.DictReader(io.StringIO(storage.read_bytes(place).decode("utf-8-sig"), newline=""))
-        missing = [name for name in REQUIRED if name not in (table.fieldnames or ())]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place}: not UTF-8 text ({error})") from error
-    if missing:
-        raise UserError(f"{place}: no column {', '.join(missing)}; it has {', '.join(table.fieldnames or ())}")
     listed = set()
-    for row in table:
+    for row in read_rows(source, TABLE, REQUIRED):
         listed.add(row["path"])
         yield _clip(row, files, corpus)
     yield from (Stray(path, f"not in {TABLE}") for path in files if is_audio(path) and path not in listed)
@@ -52,10 +42,11 @@ def read_folders(files: Mapping[str, int], corpus: str) -> Iterator[Clip | Stray
             yield Stray(path, "not of the form <label>/<speaker>_<anything>")
 
 
-def _clip(row: Mapping[str, str | None], files: Mapping[str, int], corpus: str) -> Clip | Stray:
-    path, label, speaker = ((row[name] or "").strip() for name in REQUIRED)
+def _clip(row: Mapping[str, str], files: Mapping[str, int], corpus: str) -> Clip | Stray:
+    path, label, speaker = (row[name] for name in REQUIRED)
     if path not in files:
         return Stray(path, f"in {TABLE}, but there is no such file")
     if not label or not speaker:
         return Stray(path, f"without a label or a speaker in {TABLE}")
-    return Clip(path, label, speaker, corpus, row.get("language") or UNKNOWN_LANGUAGE, row.get("text") or "")
+    language, text, fold = (row.get(name, "") for name in OPTIONAL)
+    return Clip(path, label, speaker, corpus, language or UNKNOWN_LANGUAGE, text, fold)

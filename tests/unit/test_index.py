@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from parrot_dist.data import audio, index
 from parrot_dist.data.index import BrokenSample, Row
@@ -55,7 +56,7 @@ def indexes(draw):
     keys = draw(st.lists(names, min_size=count, max_size=count, unique=True))
     size = st.integers(1, 2**20)
     rows = [
-        Row(key, f"{number % 3}.tar", 2**20 * number, draw(size), draw(size), *(draw(names) for _ in range(4)))
+        Row(key, f"{number % 3}.tar", 2**20 * number, draw(size), draw(size), *(draw(names) for _ in range(5)))
         for number, key in enumerate(keys)
     ]
     return rows, {row.shard: 2**30 for row in rows}
@@ -91,6 +92,13 @@ def test_a_damaged_index_says_how_to_rebuild_it(corpus):
         place.write_bytes(damaged)
         with pytest.raises(UserError, match=r"python -m shards\.index"):
             index.read_index(str(corpus))
+
+
+def test_an_index_of_an_older_version_says_how_to_rebuild_it(corpus):
+    place = str(corpus / "index.parquet")
+    parquet.write_table(parquet.read_table(place).drop_columns("fold"), place)
+    with pytest.raises(UserError, match=r"no column fold.*python -m shards\.index"):
+        index.read_index(str(corpus))
 
 
 @pytest.mark.parametrize(

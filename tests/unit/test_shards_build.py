@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from parrot_dist import storage
 from parrot_dist.data import audio, index
 from parrot_dist.errors import UserError
-from shards import build, corpora
+from shards import build, corpora, shard
 from shards import index as shards_index
 
 SPEAKERS, LABELS, TAKES = ("anna", "ben", "cleo"), ("anger", "joy"), 4
@@ -123,7 +123,7 @@ def test_broken_files_are_named_and_the_others_built(corpus, tmp_path, monkeypat
     assert f"{CLIPS - 2} clips" in shown.out
     assert "3 speakers" in shown.out
     assert "3 skipped" in shown.out
-    assert "anger 12, joy 10" in shown.out
+    assert "anger 12 (55%), joy 10 (45%)" in shown.out
     assert set(json.loads((tmp_path / "out" / "build.json").read_text())["skipped"]) == {
         "joy/anna_0.wav",
         "joy/anna_1.wav",
@@ -176,6 +176,94 @@ def test_a_build_that_dies_leaves_no_index_behind(corpus, tmp_path, monkeypatch)
     assert not (tmp_path / "out" / "index.parquet").exists()
 
 
+def cut_off(monkeypatch, name):
+    """Let the next write of a file of this name be the end of the program; gives the names written."""
+    write, names = storage.write_bytes, []
+
+    def write_or_die(url, data):
+        names.append(url.rpartition("/")[2])
+        if names[-1] == name:
+            raise KeyboardInterrupt
+        write(url, data)
+
+    monkeypatch.setattr(storage, "write_bytes", write_or_die)
+    return names
+
+
+@pytest.mark.parametrize("last", ["shard-000000.tar", "shard-000002.tar", "shard-000002.tar.json", "index.parquet"])
+def test_a_build_that_was_cut_off_goes_on_and_ends_with_the_same_bytes(corpus, tmp_path, monkeypatch, last):
+    made, _ = run(corpus, tmp_path / "whole")
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    with monkeypatch.context() as patch:
+        cut_off(patch, last)
+        with pytest.raises(KeyboardInterrupt):
+            run(corpus, tmp_path / "out")
+    there = {path.name for path in (tmp_path / "out" / "building").glob("*")}
+    written = cut_off(monkeypatch, "")
+    run(corpus, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    tars = {name for name in written if name.endswith(".tar")}
+    assert tars == {name for name in made.shard_sizes if f"{name}.json" not in there}
+    assert len(tars) < len(made.shard_sizes) or last == "shard-000000.tar"
+
+
+def test_a_shard_that_got_lost_in_the_meantime_is_made_again(corpus, tmp_path, monkeypatch):
+    run(corpus, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        cut_off(patch, "index.parquet")
+        with pytest.raises(KeyboardInterrupt):
+            run(corpus, tmp_path / "out")
+    (tmp_path / "out" / "shard-000001.tar").unlink()
+    (tmp_path / "out" / "shard-000002.tar").write_bytes(b"cut")
+    run(corpus, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_what_another_build_left_half_done_is_not_taken_over(corpus, tmp_path, monkeypatch):
+    run(corpus, tmp_path / "fresh", "seed=1")
+    with monkeypatch.context() as patch:
+        cut_off(patch, "index.parquet")
+        with pytest.raises(KeyboardInterrupt):
+            run(corpus, tmp_path / "out")
+    run(corpus, tmp_path / "out", "seed=1")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_shards_are_near_the_size_that_is_asked_for(corpus, tmp_path):
+    made, _ = run(corpus, tmp_path / "out")
+    sizes = list(made.shard_sizes.values())
+    largest = made.size.max()
+    assert all(0.05e6 - largest < size < 0.05e6 + 2 * largest for size in sizes[:-1])
+
+
+@given(st.lists(st.floats(0, 10)), st.floats(0.1, 20))
+def test_every_clip_goes_into_one_shard_and_every_shard_but_the_last_is_full(sizes, limit):
+    runs = build.fill([(number, size) for number, size in enumerate(sizes)], limit)
+    assert [number for run in runs for number in run] == list(range(len(sizes)))
+    full = [sum(sizes[number] for number in run) >= limit for run in runs]
+    assert all(full[:-1])
+    assert not any(sum(sizes[number] for number in run[:-1]) >= limit for run in runs)
+
+
+def test_a_place_that_workers_do_not_share_is_an_error(corpus, tmp_path, monkeypatch):
+    write = storage.write_bytes
+    monkeypatch.setattr(storage, "write_bytes", lambda url, data: None if url.endswith("1.tar") else write(url, data))
+    with pytest.raises(UserError, match=r"shard-000001\.tar is not there as it was written"):
+        run(corpus, tmp_path / "out")
+    assert not (tmp_path / "out" / "index.parquet").exists()
+
+
+def test_the_help_has_every_setting_with_type_default_and_meaning(monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        call(monkeypatch, "--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "corpus which corpus it is, or which layout: cremad, emodb, folder, iemocap" in shown
+    assert "(str; must be given)" in shown
+    assert "(float, above 0; default 4.0)" in shown
+    assert "(str, one of peak, none; default peak)" in shown
+    assert "(int; default 0)" in shown
+
+
 def test_other_settings_build_again_and_leave_no_old_shards(corpus, tmp_path):
     run(corpus, tmp_path / "out")
     run(corpus, tmp_path / "fresh", "shard_mb=1")
@@ -200,7 +288,7 @@ def test_a_changed_file_or_label_is_another_input(corpus):
         (["corpus=folder", "source=/nowhere/at/all", "out=x"], "no files"),
         (["corpus=folder", "source={corpus}", "out=x", "shard_mb=big"], "shard_mb=big"),
         (["corpus=folder", "source={corpus}", "out=x", "shard_mb=0"], "above 0"),
-        (["corpus=folder", "source={corpus}", "out=x", "normalise=loud"], "peak or none"),
+        (["corpus=folder", "source={corpus}", "out=x", "normalise=loud"], "must be one of peak, none"),
         (["corpus=spoken", "source={corpus}", "out=x"], "metadata.csv"),
     ],
 )
@@ -220,8 +308,8 @@ def test_two_files_with_one_key_are_not_mixed_up(corpus, tmp_path):
 
 @pytest.mark.parametrize("path", ["a/b.wav", "ein/Ärger mit.punkt.wav", "../../etc/x.wav", "a/" + "long" * 60 + ".wav"])
 def test_keys_suit_any_tar_and_any_reader(path):
-    key = build.make_key(corpora.Clip(path, "joy", "anna", "mini", "en"))
-    assert len(key) <= build.MAX_KEY
+    key = shard.make_key(corpora.Clip(path, "joy", "anna", "mini", "en"))
+    assert len(key) <= shard.MAX_KEY
     assert key.replace("-", "").replace("_", "").isalnum()
     assert key.isascii()
     assert index.split_name(f"{key}.flac") == (key, "flac")
@@ -231,9 +319,9 @@ def test_keys_suit_any_tar_and_any_reader(path):
 @example(["joy/anna", "joy-anna"])
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200), min_size=2, unique=True))
 def test_distinct_paths_have_distinct_keys(paths):
-    keys = {build.make_key(corpora.Clip(f"{path}.wav", "joy", "anna", "mini", "en")) for path in paths}
+    keys = {shard.make_key(corpora.Clip(f"{path}.wav", "joy", "anna", "mini", "en")) for path in paths}
     assert len(keys) == len(paths)
-    assert max(map(len, keys)) <= build.MAX_KEY
+    assert max(map(len, keys)) <= shard.MAX_KEY
 
 
 def test_labels_in_another_script_keep_all_clips(corpus, tmp_path):
@@ -244,9 +332,13 @@ def test_labels_in_another_script_keep_all_clips(corpus, tmp_path):
 
 
 def test_a_table_describes_any_layout(corpus, tmp_path):
-    (corpus / "metadata.csv").write_text("speaker,path,label,language,text\nzoe,joy/anna_0.wav,glee,fr,Bonjour\n")
+    (corpus / "metadata.csv").write_text(
+        "speaker,path,label,language,text,fold\nzoe,joy/anna_0.wav,glee,fr,Bonjour,dev\n"
+    )
     made, skipped = run(corpus, tmp_path / "out")
     assert (list(made.label), list(made.speaker), list(made.language)) == (["glee"], ["zoe"], ["fr"])
+    assert list(made.fold) == ["dev"]
+    assert shards_index.rebuild(str(tmp_path / "out"))[0].digest == made.digest
     assert len(skipped) == CLIPS - 1
 
 

@@ -1,0 +1,65 @@
+"""MSP-Podcast: turns from podcasts; the release as it unpacks.
+
+    Labels/labels_consensus.csv              FileName, EmoClass, ..., SpkrID, Gender, Split_Set
+    Audios/MSP-PODCAST_0001_0008.wav         in that folder or one below it
+    Transcripts/MSP-PODCAST_0001_0008.txt    for most of the turns
+
+The fold is the Split_Set: Train, Development, Test1, Test2. Turns without a consensus (X) are left out, and so is
+Test3, whose labels are not published. Turns whose speaker is not known share the speaker "Unknown".
+
+R. Lotfian, C. Busso, "Building naturalistic emotionally balanced speech corpus by retrieving emotional speech from
+existing podcast recordings", IEEE Trans. Affective Computing 10(4), 2019; readme.txt of the release;
+https://ecs.utdallas.edu/research/researchlabs/msp-lab/MSP-Podcast.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+
+from shards.corpora import Clip, Stray, is_audio
+from shards.tables import find_table, read_rows, read_texts
+
+TABLE = "labels_consensus.csv"
+COLUMNS = ("FileName", "EmoClass", "SpkrID", "Split_Set")
+NO_AGREEMENT = "X"
+EMOTIONS = {
+    "A": "angry",
+    "S": "sad",
+    "H": "happy",
+    "U": "surprise",
+    "F": "fear",
+    "D": "disgust",
+    "C": "contempt",
+    "N": "neutral",
+    "O": "other",
+}
+
+
+def read(source: str, files: Mapping[str, int]) -> Iterator[Clip | Stray]:
+    """The clips of the consensus table.
+
+    Raises:
+        UserError: there is no such table, or a column is missing.
+    """
+    audio: dict[str, str] = {}
+    for path in filter(is_audio, files):
+        if audio.setdefault(PurePosixPath(path).name, path) != path:
+            yield Stray(path, f"there is {audio[PurePosixPath(path).name]} too")
+    said = read_texts(source, (path for path in files if "Transcripts" in path.split("/")[:-1]))
+    texts = {PurePosixPath(path).stem: text.strip() for path, text in said}
+    for row in read_rows(source, find_table(source, files, TABLE), COLUMNS):
+        name = row["FileName"]
+        found = audio.pop(name, None)
+        yield _describe(found, row, texts) if found else Stray(name, f"in {TABLE}, but there is no such file")
+    yield from (Stray(path, f"not in {TABLE}; the labels of Test3 are not published") for path in audio.values())
+
+
+def _describe(path: str, row: Mapping[str, str], texts: Mapping[str, str]) -> Clip | Stray:
+    code, speaker = row["EmoClass"], row["SpkrID"]
+    if code == NO_AGREEMENT:
+        return Stray(path, "the annotators do not agree (X)")
+    if code not in EMOTIONS or not speaker:
+        return Stray(path, f"EmoClass {code!r}, SpkrID {speaker!r} in {TABLE}")
+    text = texts.get(PurePosixPath(path).stem, "")
+    return Clip(path, EMOTIONS[code], speaker, "msp_podcast", "en", text, row["Split_Set"])

@@ -1,0 +1,35 @@
+"""RAVDESS: 24 actors say two sentences with eight emotions; `Actor_01/03-01-06-01-02-01-12.wav`.
+
+The name holds modality (03 audio only), channel (01 speech, 02 song), emotion, intensity, statement, repetition and
+actor. Song is left out.
+
+S. R. Livingstone, F. A. Russo, "The Ryerson Audio-Visual Database of Emotional Speech and Song (RAVDESS)", PLoS ONE
+13(5), 2018; https://zenodo.org/records/1188976
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from shards.corpora import Clip, Stray, is_audio
+
+NAME = re.compile(r"(?:^|/)03-0([12])-0([1-8])-0[12]-0([12])-0[12]-(0[1-9]|1\d|2[0-4])\.wav$")
+SONG = "2"
+EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
+STATEMENTS = ("Kids are talking by the door", "Dogs are sitting by the door")
+
+
+def read(source: str, files: Mapping[str, int]) -> Iterator[Clip | Stray]:
+    """The clips by their names."""
+    return map(_describe, filter(is_audio, files))
+
+
+def _describe(path: str) -> Clip | Stray:
+    match = NAME.search(path)
+    if not match:
+        return Stray(path, "not of the form 03-<channel>-<emotion>-<intensity>-<statement>-<repetition>-<actor>.wav")
+    channel, emotion, statement, actor = match.groups()
+    if channel == SONG:
+        return Stray(path, "song, not speech")
+    return Clip(path, EMOTIONS[int(emotion) - 1], actor, "ravdess", "en", STATEMENTS[int(statement) - 1])

@@ -1,0 +1,57 @@
+"""The label tables and transcripts that lie beside the audio of a corpus."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from parrot_dist import storage
+from parrot_dist.errors import UserError
+
+READERS = 32  # files read at a time; the work is waiting for the store
+
+
+def find_table(source: str, files: Mapping[str, int], name: str) -> str:
+    """The path of the one file called `name` among `files`, in whatever folder.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    found = [path for path in files if path.rpartition("/")[2] == name]
+    if len(found) != 1:
+        raise UserError(f"source={source}: needs one {name}, and there are {', '.join(found) or 'none'}")
+    return found[0]
+
+
+def read_rows(source: str, path: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The rows of a CSV table with a header, every value without blanks around it; absent values are "".
+
+    Raises:
+        UserError: there is no such table, it is not UTF-8, or one of `columns` is missing.
+    """
+    place = storage.join(source, path)
+    try:
+        text = storage.read_bytes(place).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: not UTF-8 text ({error})") from error
+    table = csv.DictReader(io.StringIO(text, newline=""), restval="")
+    names = table.fieldnames or ()
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise UserError(f"{place}: no column {', '.join(missing)}; it has {', '.join(names)}")
+    return ({name: row[name].strip() for name in names} for row in table)
+
+
+def read_texts(source: str, paths: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Path and content of each text file, in order; a byte that is not UTF-8 is no reason to lose a transcript."""
+    chosen = list(paths)
+    with ThreadPoolExecutor(READERS) as pool:
+        contents = pool.map(partial(_read_text, source), chosen)
+        yield from zip(chosen, contents, strict=True)
+
+
+def _read_text(source: str, path: str) -> str:
+    return storage.read_bytes(storage.join(source, path)).decode("utf-8-sig", errors="replace")
