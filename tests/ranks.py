@@ -6,6 +6,7 @@ import multiprocessing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import torch
@@ -67,11 +68,20 @@ def train(config: Config, world: int, folder: Path, stop_at: int | None = None) 
     processes = [context.Process(target=run_rank, args=argument) for argument in arguments]
     for process in processes:
         process.start()
-    ended = sorted((results.get(timeout=120) for _ in processes), key=lambda result: result[0])
+    ended = sorted((next_result(results, processes) for _ in processes), key=lambda result: result[0])
     for process in processes:
         process.join()
     assert len({how for _, how, _ in ended}) == 1, ended
     return ended[0][1], ended[0][2]
+
+
+def next_result(results: Any, processes: list[Any]) -> Any:
+    """What the next rank hands over, unless one died without a word."""
+    while True:
+        try:
+            return results.get(timeout=1)
+        except Empty:
+            assert all(process.exitcode in (None, 0) for process in processes), "a rank died"
 
 
 def trained_parameters(config: Config) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Speaker-independent splits: which utterances train, choose and test."""
+"""Which utterances train, choose and test: folds of speakers, or the parts that a corpus itself comes with."""
 
 from __future__ import annotations
 
@@ -12,38 +12,95 @@ from parrot_dist.data.index import Index, Strings
 from parrot_dist.data.plan import Rows
 from parrot_dist.errors import UserError
 
+PARTITION = {"train": "train", "val": "validation", "dev": "validation", "test": "test"}
+"""How the name of an official part begins, and what the part is for: MELD's `dev`, MSP-Podcast's `Test1`."""
+
 
 @dataclass(frozen=True)
 class Parts:
-    """Rows of the index in each part, ascending; the speakers of the three are disjoint."""
+    """Rows of the index in each part, ascending and disjoint."""
 
     train: Rows
     validation: Rows
     test: Rows
 
 
-def split_speakers(index: Index, split: Split, seed: int) -> Parts:
-    """Deal the speakers of each language in turn to the folds; hold out a share of the training speakers.
+def split_rows(index: Index, rows: Rows, split: Split, seed: int) -> Parts:
+    """The parts of `rows` as `split` wants them; the same for every fold number but for which fold tests.
 
-    The same for every fold number: fold k's test speakers are the same in every run with this seed.
+    By speakers, the speakers of each language are dealt in turn to the folds; by utterances, these. By the corpus, its
+    own folds are taken in the order of their names, or its own training, development and test parts, which are then the
+    only fold. Where nothing is given for validation, a share of the training speakers is held out, so that a speaker is
+    never heard in both; the corpus's own folds may still share speakers with each other.
 
     Raises:
-        UserError: there are not enough speakers to fill every part.
+        UserError: there are not enough speakers to fill every part, or the corpus has no folds of its own.
     """
-    speaker_of = np.array([f"{c}/{s}" for c, s in zip(index.corpus, index.speaker, strict=True)])
-    fold_of = _deal(speaker_of, index.language, split.folds, seed)
-    training = [name for name, fold in fold_of.items() if fold != split.fold]
-    held_out = max(1, round(split.validation * len(training)))
-    # Every n-th of the dealt order, so that the validation speakers come from all languages and folds.
-    validation = {training[i * len(training) // held_out] for i in range(held_out)}
-    test = {name for name, fold in fold_of.items() if fold == split.fold}
-    train = set(training) - validation
-    if not (train and test):
+    speaker_of = np.array([f"{index.corpus[row]}/{index.speaker[row]}" for row in rows.tolist()], object)
+    if split.by == "utterances":  # each as if somebody else had said it
+        speaker_of = index.key[rows]
+    fold_of = _deal(speaker_of, index.language[rows], split.folds, seed)
+    if split.by == "corpus":
+        part_of = _official_parts(index.fold[rows], split.fold)
+    else:
+        part_of = np.array(["test" if fold_of[name] == split.fold else "train" for name in speaker_of], object)
+    if "validation" not in part_of:
+        training = set(speaker_of[part_of == "train"])
+        held_out = _every_nth([name for name in fold_of if name in training], split.validation)
+        part_of[(part_of == "train") & np.isin(speaker_of, held_out)] = "validation"
+    parts = [np.sort(rows[part_of == part]) for part in ("train", "validation", "test")]
+    if not all(len(part) for part in parts):
         raise UserError(
             f"data.split: {len(fold_of)} speakers cannot fill {split.folds} folds and a validation part; "
             "lower data.split.folds"
         )
-    return Parts(*(np.flatnonzero(np.isin(speaker_of, sorted(part))) for part in (train, validation, test)))
+    return Parts(*parts)
+
+
+def count_folds(index: Index, split: Split) -> int:
+    """How many folds a cross-validation has: `split.folds`, or as many as the corpus says.
+
+    Raises:
+        UserError: the corpus was to say, and has no folds of its own.
+    """
+    if split.by != "corpus":
+        return split.folds
+    names = _official_names(index.fold)
+    return 1 if _is_partition(names) else len(names)
+
+
+def _official_parts(fold_of: Strings, fold: int) -> Strings:
+    """What each utterance is for, by the name (n,) of the corpus's own fold or part that it is in."""
+    names = _official_names(fold_of)
+    if _is_partition(names):
+        uses = [[_use(name) for name in names]]
+    else:
+        uses = [["test" if name == tests else "train" for name in names] for tests in names]
+    if fold >= len(uses):
+        raise UserError(f"data.split.fold: must be below {len(uses)}; the corpus's own parts are {', '.join(names)}")
+    use = dict(zip(names, uses[fold], strict=True))
+    return np.array([use[name] for name in fold_of], object)
+
+
+def _official_names(fold_of: Strings) -> list[str]:
+    names = sorted(set(fold_of.tolist()))
+    if "" in names or len(names) < 2:
+        raise UserError("data.split.by: the corpus has no folds of its own; use data.split.by=speakers")
+    return names
+
+
+def _is_partition(names: list[str]) -> bool:
+    return {"train", "test"} <= {_use(name) for name in names}
+
+
+def _use(name: str) -> str:
+    return next((use for prefix, use in PARTITION.items() if name.lower().startswith(prefix)), "unused")
+
+
+def _every_nth(speakers: list[str], share: float) -> list[str]:
+    """A `share` of the dealt speakers, at least one, evenly from their order: from all languages and folds."""
+    count = max(1, round(share * len(speakers)))
+    return [speakers[i * len(speakers) // count] for i in range(count) if speakers]
 
 
 def _deal(speaker_of: Strings, language_of: Strings, folds: int, seed: int) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from parrot_dist.encoders.base import Activation, Encoder
+from parrot_dist.encoders.base import Activation, Embedded, Embedder, Encoder, Hidden
 from parrot_dist.encoders.load import load_encoder
 
-__all__ = ["Activation", "Encoder", "load_encoder"]
+__all__ = ["Activation", "Embedded", "Embedder", "Encoder", "Hidden", "load_encoder"]

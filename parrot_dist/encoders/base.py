@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from parrot_dist.encoders.logmel import SAMPLE_RATE
 from parrot_dist.errors import UserError
 
 
@@ -46,17 +48,47 @@ class Activation:
     steps: int
 
 
-class Encoder(nn.Module, ABC):
-    """A speech encoder. Parameter names are those of the published checkpoints.
+class Embedder(nn.Module, ABC):
+    """A branch of the network: utterances, in whatever form they come to it, to embeddings.
 
     Attributes:
         dim: width of the embedding.
+    """
+
+    dim: int
+
+    @abstractmethod
+    def forward(self, inputs: Sequence[Tensor | Activation]) -> Tensor:
+        """Embeddings (B, dim) float32 of B utterances."""
+
+    @abstractmethod
+    def silence(self, device: torch.device) -> Tensor | Activation:
+        """An input that stands for nothing, for a pass whose result is thrown away."""
+
+
+class Embedded(Embedder):
+    """The branch of a frozen encoder whose embeddings are all there already: `Activation`s in, their vectors out."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, inputs: Sequence[Tensor | Activation]) -> Tensor:
+        return torch.stack([item.x for item in inputs if isinstance(item, Activation)])
+
+    def silence(self, device: torch.device) -> Activation:
+        return Activation(torch.zeros(self.dim, device=device), 0)
+
+
+class Encoder(Embedder):
+    """A speech encoder. Parameter names are those of the published checkpoints.
+
+    Attributes:
         spec: where the weights came from, as the user wrote it.
         digest: SHA-256 of the weight files, in hexadecimal.
         depth: how many equal blocks it has.
     """
 
-    dim: int
     spec: str
     digest: str
     depth: int
@@ -118,6 +150,10 @@ class Encoder(nn.Module, ABC):
         activations = [item for item in inputs if isinstance(item, Activation)]
         return self._complete(activations) if activations else self.embed([x for x in inputs if isinstance(x, Tensor)])
 
+    def silence(self, device: torch.device) -> Tensor:
+        """A second of it."""
+        return torch.zeros(SAMPLE_RATE, device=device)
+
     @property
     def has_prefix(self) -> bool:
         """Whether anything below the lowest trainable part is frozen."""
@@ -152,6 +188,11 @@ class Encoder(nn.Module, ABC):
             hidden = self.block(index, hidden)
         lengths = torch.tensor(hidden.lengths, device=hidden.x.device)
         return self.read_out(hidden).float().sum(1) / lengths[:, None]
+
+    def files(self) -> dict[str, bytes]:
+        """Name -> content of a folder from which the loader of this family makes this encoder again, as it is now."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        return {"model.safetensors": save(tensors)}
 
     @abstractmethod
     def split(self, hidden: Hidden) -> list[Tensor]:

@@ -16,6 +16,7 @@ import ray
 
 from parrot_dist import storage
 from parrot_dist.config import Config
+from parrot_dist.data.split import count_folds
 from parrot_dist.reporting.metrics import SUMMARIES, Scores, score
 from parrot_dist.reporting.plots import confusion_svg
 from parrot_dist.reporting.table import show_table
@@ -33,7 +34,8 @@ def cross_validate(config: Config, arguments: list[str]) -> int:
 
     Returns 0, or the exit code of the first run that did not finish: the same call goes on with it.
     """
-    folds = [of_fold(config, fold) for fold in range(config.data.split.folds)]
+    index = open_task(of_fold(config, 0)).index
+    folds = [of_fold(config, fold) for fold in range(count_folds(index, config.data.split))]
     with connect(), Runs() as runs, ThreadPoolExecutor(_room(config)) as pool:
         codes = list(pool.map(lambda one: runs.train(one, arguments), folds))
         if any(codes):

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parrot_dist.config import Config
+from parrot_dist.config import Config, Data
 from parrot_dist.data.index import Index, check_index, read_index
 from parrot_dist.data.plan import EpochPlan, Rows, sequential_epoch, shuffled_epoch
-from parrot_dist.data.split import Parts, split_speakers
+from parrot_dist.data.split import Parts, split_rows
 from parrot_dist.data.stream import Corpus, Skipped
 from parrot_dist.errors import UserError
 from parrot_dist.training.checkpoint import Found
+
+LEFT_OUT = -1
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Task:
     """The samples of a run.
 
     Attributes:
-        labels: (n,) class number of each row of the index.
+        labels: (n,) class number of each row of the index; LEFT_OUT for a row that is in no part.
         parts: which rows train, validate and test.
     """
 
@@ -83,21 +85,36 @@ def open_task(config: Config) -> Task:
         UserError: no corpus there, labels that the classes do not cover, too few speakers or too few samples.
     """
     index = read_index(config.data.shards)
-    strange = sorted(set(index.label.tolist()) - set(config.data.classes))
-    if strange:
-        raise UserError(
-            f"data.classes: {config.data.shards} holds utterances labelled {', '.join(strange)}, "
-            f"which is not among {', '.join(config.data.classes)}"
-        )
-    number = {name: i for i, name in enumerate(config.data.classes)}
-    labels = np.array([number[name] for name in index.label.tolist()], np.int64)
-    parts = split_speakers(index, config.data.split, config.seed)
+    labels = number_labels(index, config.data)
+    parts = split_rows(index, np.flatnonzero(labels != LEFT_OUT), config.data.split, config.seed)
     if len(parts.train) < config.optim.batch_size:
         raise UserError(
             f"optim.batch_size: {config.data.shards} has {len(parts.train)} training utterances, "
             f"fewer than one global batch of {config.optim.batch_size}"
         )
     return Task(config, index, Corpus.of(config.data.shards, index, config.data.max_seconds), labels, parts)
+
+
+def number_labels(index: Index, data: Data) -> Rows:
+    """The class number (n,) of every utterance, by `data.classes` and `data.emotions`; LEFT_OUT where it has none.
+
+    Raises:
+        UserError: labels that neither knows, or classes that nobody speaks.
+    """
+    number = {name: i for i, name in enumerate(data.classes)}
+    number |= {label: LEFT_OUT if name is None else number[name] for label, name in data.emotions.items()}
+    given = set(index.label.tolist())
+    if strange := sorted(given - set(number)):
+        raise UserError(
+            f"data.classes: {data.shards} holds utterances labelled {', '.join(strange)}, "
+            f"which is not among {', '.join(data.classes)}; data.emotions maps labels to classes, or to nothing"
+        )
+    if silent := sorted(set(range(len(data.classes))) - {number[label] for label in given}):
+        raise UserError(
+            f"data.classes: no utterance of {data.shards} is labelled {', '.join(data.classes[i] for i in silent)}; "
+            f"its labels are {', '.join(sorted(given))}"
+        )
+    return np.array([number[label] for label in index.label.tolist()], np.int64)
 
 
 def check_task(task: Task) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from parrot_dist.config import Split
 from parrot_dist.data.index import Index
-from parrot_dist.data.split import split_speakers
+from parrot_dist.data.split import Parts, count_folds, split_rows
 from parrot_dist.errors import UserError
 
 
@@ -24,7 +26,11 @@ def indexes(draw: st.DrawFn) -> Index:
     languages = np.array(["de", "en", "es"], object)[(names + (rng.random(n) < 0.05)) % 3]
     zeros, text = np.zeros(n, np.int64), np.full(n, "", object)
     speaker = np.array([f"s{name}" for name in names], object)
-    return Index(text, text, zeros, zeros, zeros, text, speaker, corpora, languages, {}, "")
+    return Index(text, text, zeros, zeros, zeros, text, speaker, corpora, languages, text, {}, "")
+
+
+def split_all(index: Index, split: Split, seed: int = 0) -> Parts:
+    return split_rows(index, np.arange(len(index)), split, seed)
 
 
 def speakers_of(index: Index, rows: np.ndarray) -> set[tuple[str, str]]:
@@ -35,7 +41,7 @@ def speakers_of(index: Index, rows: np.ndarray) -> set[tuple[str, str]]:
 def test_parts_share_no_speaker_and_folds_test_each_sample_once(index: Index, folds: int, seed: int) -> None:
     tested = []
     for fold in range(folds):
-        parts = split_speakers(index, Split(folds, fold, 0.2), seed)
+        parts = split_all(index, Split("speakers", folds, fold, 0.2), seed)
         together = np.concatenate([parts.train, parts.validation, parts.test])
         assert sorted(together) == list(range(len(index)))
         groups = [speakers_of(index, rows) for rows in (parts.train, parts.validation, parts.test)]
@@ -47,13 +53,62 @@ def test_parts_share_no_speaker_and_folds_test_each_sample_once(index: Index, fo
 
 @given(indexes(), st.integers(0, 100))
 def test_folds_differ_by_one_speaker_at_most(index: Index, seed: int) -> None:
-    sizes = [len(speakers_of(index, split_speakers(index, Split(5, fold, 0.1), seed).test)) for fold in range(5)]
+    sizes = [len(speakers_of(index, split_all(index, Split("speakers", 5, fold, 0.1), seed).test)) for fold in range(5)]
     assert max(sizes) - min(sizes) <= 1
 
 
 def test_too_few_speakers_are_refused() -> None:
     n = 4
     zeros, text = np.zeros(n, np.int64), np.full(n, "", object)
-    index = Index(text, text, zeros, zeros, zeros, text, np.array(list("aabb"), object), text, text, {}, "")
+    index = Index(text, text, zeros, zeros, zeros, text, np.array(list("aabb"), object), text, text, text, {}, "")
     with pytest.raises(UserError, match="2 speakers cannot fill 5 folds"):
-        split_speakers(index, Split(5, 0, 0.1), 0)
+        split_all(index, Split())
+
+
+@given(indexes(), st.integers(0, 100))
+def test_what_is_left_out_changes_no_part_of_the_others_but_its_own(index: Index, seed: int) -> None:
+    rows = np.flatnonzero(np.arange(len(index)) % 7 > 0)
+    parts = split_rows(index, rows, Split(), seed)
+    assert sorted(np.concatenate([parts.train, parts.validation, parts.test])) == rows.tolist()
+
+
+@given(indexes(), st.integers(0, 100), st.integers(2, 4))
+def test_the_folds_of_the_corpus_each_test_once(index: Index, seed: int, folds: int) -> None:
+    names = np.array([f"Session{row % folds + 1}" for row in range(len(index))], object)
+    index = replace(index, fold=names)
+    assert count_folds(index, Split("corpus")) == folds
+    for fold in range(folds):
+        parts = split_all(index, Split("corpus", 5, fold), seed)
+        assert set(names[parts.test]) == {f"Session{fold + 1}"}
+        assert f"Session{fold + 1}" not in set(names[np.concatenate([parts.train, parts.validation])])
+        assert not speakers_of(index, parts.train) & speakers_of(index, parts.validation)
+    with pytest.raises(UserError, match="must be below"):
+        split_all(index, Split("corpus", 5, folds), seed)
+
+
+@pytest.mark.parametrize("dev", ["dev", "Development", "val"])
+def test_official_parts_are_taken_as_they_are(dev: str) -> None:
+    index = official(["Train"] * 5 + [dev] * 3 + ["Test1", "Test2", "elsewhere"])
+    assert count_folds(index, Split("corpus")) == 1
+    parts = split_all(index, Split("corpus"))
+    assert [part.tolist() for part in (parts.train, parts.validation, parts.test)] == [
+        [0, 1, 2, 3, 4],
+        [5, 6, 7],
+        [8, 9],
+    ]
+
+
+@pytest.mark.parametrize("names", [[""] * 9, ["a"] * 9, ["a", "b", ""] * 3])
+def test_a_corpus_without_folds_of_its_own_says_so(names: list[str]) -> None:
+    with pytest.raises(UserError, match="no folds of its own"):
+        split_all(official(names), Split("corpus"))
+    with pytest.raises(UserError, match="no folds of its own"):
+        count_folds(official(names), Split("corpus"))
+
+
+def official(names: list[str]) -> Index:
+    """One utterance of a speaker of its own for each of the parts `names`."""
+    n = len(names)
+    zeros, text = np.zeros(n, np.int64), np.full(n, "", object)
+    speakers = np.array([f"s{row}" for row in range(n)], object)
+    return Index(text, text, zeros, zeros, zeros, text, speakers, text, text, np.array(names, object), {}, "")

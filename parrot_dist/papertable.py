@@ -1,0 +1,41 @@
+"""The paper's tables: `python -m parrot_dist.papertable --config jobs/paper/*.yaml [key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from parrot_dist import grid
+from parrot_dist.errors import exits_cleanly
+from parrot_dist.train import cluster
+
+
+@exits_cleanly
+def main() -> int:
+    """Parse the command line, fill the table, show it beside the published figures."""
+    parser = argparse.ArgumentParser(
+        prog="python -m parrot_dist.papertable",
+        description="Every encoder embeds every corpus once; then all heads are trained on the embeddings, fold by "
+        "fold, as many at once as the cluster has room for. The result stands beside the published figures. The same "
+        "command again goes on with what is not done.",
+    )
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="YAML files, one for each corpus, and one with the settings that all of them share; see jobs/paper/",
+    )
+    parser.add_argument("words", nargs="*", metavar="key=value", help="settings that override those of all files")
+    args = parser.parse_intermixed_args()
+    words = [word for word in [*args.config, *args.words] if "=" in word]  # --config takes what follows it
+    experiments = grid.load([file for file in args.config if "=" not in file], words)
+    with cluster(experiments[0].config.scale):
+        from parrot_dist.training.papertable import fill_table  # seconds of imports that a mistake need not wait for
+
+        fill_table(experiments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
