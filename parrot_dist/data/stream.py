@@ -53,7 +53,7 @@ class Source(Protocol[Sample]):
 
     @property
     def in_memory(self) -> bool:
-        """Whether reading and decoding cost nothing worth a process of its own."""
+        """Whether `decode` has everything at hand: nothing is read, and no process of its own is worth while."""
 
     def read(self, rows: Rows) -> dict[int, bytes]:
         """Row -> its bytes."""
@@ -118,6 +118,9 @@ class RankStream(IterableDataset[list[Sample | Skipped]]):
     def _read_lane(self, lane: int, pool: ThreadPoolExecutor) -> Iterator[Sample | Skipped]:
         rows, window = self.plan.lane(lane), self.source.read_ahead or self.plan.window
         done = self.start * self.plan.lane_rows
+        if self.source.in_memory:
+            yield from (self.source.decode(row, b"") for row in rows[done:].tolist())
+            return
         cuts = [(max(a, done), min(a + window, len(rows))) for a in range(0, len(rows), window) if a + window > done]
         ahead: Future[dict[int, bytes]] | None = None
         for number, (begin, end) in enumerate(cuts):

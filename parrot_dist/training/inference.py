@@ -109,6 +109,8 @@ def to_input(item: Item, device: torch.device) -> Tensor | Activation:
     """What an encoder takes, on its device."""
     if isinstance(item, Utterance):
         return torch.from_numpy(item.waveform).to(device, non_blocking=True)
+    if item.activation.x.device == device:
+        return item.activation
     return replace(item.activation, x=item.activation.x.to(device, non_blocking=True))
 
 
