@@ -150,6 +150,20 @@ def local_copy(url: str) -> Path:
     return target / posixpath.basename(path)
 
 
+@contextmanager
+def temporary_copy(url: str) -> Iterator[Path]:
+    """A local path with the content of the file at `url` as long as the block lasts; a local `url` as it is."""
+    fs, path = filesystem(url)
+    if "file" in fs.protocol:
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / posixpath.basename(path)
+        with explained(url):
+            fs.get_file(path, str(copy))
+        yield copy
+
+
 def _download(fs: Any, names: dict[str, str], target: Path) -> None:
     """Get the objects, each to its place below `target`, which appears only when it is whole."""
     partial = Path(tempfile.mkdtemp(dir=target.parent))

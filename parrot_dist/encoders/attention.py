@@ -8,6 +8,7 @@ block; and layer drop and SpecAugment cannot switch themselves on.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ def load_attention(folder: Path, spec: str, digest: str) -> AttentionEncoder:
     if kind not in MODEL_TYPES:
         raise UserError(f"{spec}: a model of type {kind!r}; the supported types are {', '.join(MODEL_TYPES)}")
     disable_progress_bar()  # every rank would draw one
+    talk = logging.getLogger("transformers.modeling_utils")
+    talk.disabled = True  # what its report of missing and unknown parameters says is judged below
     try:
         model, report = AutoModel.from_pretrained(
             folder,
@@ -50,6 +53,10 @@ def load_attention(folder: Path, spec: str, digest: str) -> AttentionEncoder:
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{spec}: transformers cannot read it: {str(error).splitlines()[0]}") from error
+    finally:
+        talk.disabled = False
+    for parameter in model.parameters():  # in a mapped file they begin anywhere, and MKL's last bits depend on that
+        parameter.data = parameter.data.clone()
     _refuse_misfits(report, spec)
     if kind == "wavlm":
         for layer in model.encoder.layers:
@@ -70,6 +77,7 @@ class AttentionEncoder(Encoder):
         super().__init__(spec, digest)
         self.dim = model.config.hidden_size
         self.depth = model.config.num_hidden_layers
+        self.config = model.config
         self.normalise = normalise
         self.stable_norm = bool(model.config.do_stable_layer_norm)
         self.kernels = list(zip(model.config.conv_kernel, model.config.conv_stride, strict=True))
@@ -130,6 +138,18 @@ class AttentionEncoder(Encoder):
         if name.startswith("encoder.layers."):
             return int(name.split(".")[2]) + 1
         return self.depth if self.stable_norm and name.startswith("encoder.layer_norm.") else 0
+
+    def files(self) -> dict[str, bytes]:
+        """A folder that transformers reads, as in `Encoder`."""
+        preprocessor = {
+            "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+            "do_normalize": self.normalise,
+            "sampling_rate": SAMPLE_RATE,
+        }
+        return super().files() | {
+            "config.json": self.config.to_json_string(use_diff=False).encode(),
+            "preprocessor_config.json": json.dumps(preprocessor, indent=1).encode(),
+        }
 
     def _receptive_field(self) -> int:
         samples = 1

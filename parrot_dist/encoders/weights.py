@@ -19,6 +19,7 @@ from parrot_dist import storage
 from parrot_dist.errors import UserError
 
 CHECKPOINT = re.compile(r"(?:^|/)checkpoint-(\d+)\.pth$")
+WHOLE = "model.safetensors"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -33,7 +34,8 @@ class Inert:
 
 
 def ssam_file(place: str, revision: str | None) -> Path:
-    """The checkpoint file at `place`: the file itself, or the newest epoch of `checkpoints/checkpoint-<epoch>.pth`.
+    """The checkpoint file at `place`: the file itself, or a folder's model.safetensors, or else the newest epoch of its
+    `checkpoints/checkpoint-<epoch>.pth`.
 
     Raises:
         UserError: there is none.
@@ -44,9 +46,11 @@ def ssam_file(place: str, revision: str | None) -> Path:
         place = str(snapshot(place, revision, ["checkpoints/checkpoint-*.pth"]))
     else:
         _refuse_revision(place, revision)
+        if storage.exists(storage.join(place, WHOLE)):
+            return storage.local_copy(storage.join(place, WHOLE))
     epochs = {int(match[1]): name for name in storage.list_files(place) if (match := CHECKPOINT.search(name))}
     if not epochs:
-        raise UserError(f"{place}: no checkpoint here; looked for checkpoints/checkpoint-<epoch>.pth")
+        raise UserError(f"{place}: no checkpoint here; looked for {WHOLE} and checkpoints/checkpoint-<epoch>.pth")
     return storage.local_copy(storage.join(place, epochs[max(epochs)]))
 
 

@@ -6,27 +6,31 @@ logits = head(mamba, attention, keys=row_keys(seed, step, samples))
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import fields
-from functools import partial
 from typing import Any
 
 from parrot_dist.errors import UserError, nearest
 from parrot_dist.fusion.dropout import row_keys
-from parrot_dist.fusion.heads import Head, HeadSettings, PairHead, SingleHead
+from parrot_dist.fusion.heads import Head, HeadSettings, HeadType, PairHead
 from parrot_dist.fusion.reference import Reference, pick_reference
 from parrot_dist.fusion.sinkhorn import COSTS
+from parrot_dist.registry import Registry
 
 __all__ = ["HEADS", "Head", "HeadSettings", "PairHead", "Reference", "build_head", "pick_reference", "row_keys"]
 
-HEADS: dict[str, Callable[[int, int, int, HeadSettings], Head]] = {
-    "parrot": partial(PairHead, hadamard=True, transport=True),
-    "hadamard": partial(PairHead, hadamard=True, transport=False),
-    "ot": partial(PairHead, hadamard=False, transport=True),
-    "concat": partial(PairHead, hadamard=False, transport=False),
-    "fcn": partial(SingleHead, convolve=False),
-    "cnn": partial(SingleHead, convolve=True),
-}
+HEADS: Registry[HeadType] = Registry(
+    "fusion.name",
+    "parrot_dist.heads",
+    {
+        "parrot": "parrot_dist.fusion.heads:Parrot",
+        "hadamard": "parrot_dist.fusion.heads:Hadamard",
+        "ot": "parrot_dist.fusion.heads:Ot",
+        "concat": "parrot_dist.fusion.heads:Concat",
+        "fcn": "parrot_dist.fusion.heads:Fcn",
+        "cnn": "parrot_dist.fusion.heads:Cnn",
+    },
+)
 
 
 def build_head(name: str, mamba_dim: int, attention_dim: int, num_classes: int, **settings: Any) -> Head:
@@ -35,14 +39,18 @@ def build_head(name: str, mamba_dim: int, attention_dim: int, num_classes: int, 
     The two embeddings may come from any two encoders, also two of one family. `settings` are those of `HeadSettings`.
 
     Raises:
-        UserError: no such head or setting, or a value out of its range.
+        UserError: no such head or setting, a value out of its range, or a head that checkpoints could not keep.
     """
-    _known("fusion.name", name, HEADS)
+    head_type = HEADS[name]
     for key in settings:
         _known("setting of fusion", key, [field.name for field in fields(HeadSettings)])
     checked = HeadSettings(**settings)
     _check(checked)
-    return HEADS[name](mamba_dim, attention_dim, num_classes, checked)
+    head = head_type(mamba_dim, attention_dim, num_classes, checked)
+    lost = head.state_dict().keys() - {key for key, value in head.named_parameters() if value.requires_grad}
+    if lost:
+        raise UserError(f"fusion.name={name}: checkpoints keep trained parameters only, not {', '.join(sorted(lost))}")
+    return head
 
 
 def _check(settings: HeadSettings) -> None:

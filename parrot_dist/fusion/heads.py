@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from parrot_dist.fusion.dropout import keyed_dropout
 from parrot_dist.fusion.gather import gather_rows, local_slice
+from parrot_dist.fusion.pool import pool_pairs
 from parrot_dist.fusion.reference import Reference
-from parrot_dist.fusion.sinkhorn import cost_matrix, sinkhorn
+from parrot_dist.fusion.sinkhorn import Transport, cost_matrix, sinkhorn
 
 FILTERS = (64, 128)
 ROW = 120
@@ -55,8 +57,8 @@ class ConvBlocks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Pooling before the ReLU gives the paper's ReLU before pooling, both being monotone, on half the numbers.
-        x = F.max_pool1d(self.conv0(x[:, None]), 2).relu()
-        x = F.max_pool1d(self.conv1(x), 2).relu()
+        x = pool_pairs(self.conv0(x[:, None])).relu()
+        x = pool_pairs(self.conv1(x)).relu()
         return x.flatten(1)
 
 
@@ -73,10 +75,16 @@ class Branch(ConvBlocks):
 
 
 class Head(nn.Module):
-    """Two embeddings -> features -> dense 128, ReLU, dropout -> logits. Subclasses say what the features are."""
+    """Two embeddings -> features -> dense 128, ReLU, dropout -> logits. Subclasses say what the features are.
 
+    What a configuration names is a `HeadType`. A head's state is its parameters, all of them trained: checkpoints
+    keep nothing else, and the one randomness is that dropout.
+    """
+
+    single_branch = False
+    """Whether it hears the embedding of `settings.branch` only; the other has no width, its encoder is not loaded."""
     needs_reference = False
-    """Whether `predict_alone` wants a `Reference`: only heads with a transport branch do."""
+    """Whether `predict_alone` wants a `Reference`: only heads with a transport branch do, see `PairHead`."""
 
     def __init__(self, width: int, num_classes: int, settings: HeadSettings) -> None:
         super().__init__()
@@ -134,14 +142,24 @@ class Head(nn.Module):
         return wide(self.out(hidden))
 
 
-class SingleHead(Head):
-    """The paper's FCN (dense on the embedding) and CNN (two convolution blocks before it) on one encoder."""
+class HeadType(Protocol):
+    """A subclass of `Head`, made from the widths of the embeddings, the number of classes and the settings."""
 
-    def __init__(
-        self, mamba_dim: int, attention_dim: int, num_classes: int, settings: HeadSettings, *, convolve: bool
-    ) -> None:
+    single_branch: bool
+
+    def __call__(self, mamba_dim: int, attention_dim: int, num_classes: int, settings: HeadSettings, /) -> Head:
+        """The head with weights drawn from torch's global generator."""
+
+
+class Fcn(Head):
+    """The paper's FCN: dense on the embedding of one encoder."""
+
+    single_branch = True
+    convolve = False
+
+    def __init__(self, mamba_dim: int, attention_dim: int, num_classes: int, settings: HeadSettings) -> None:
         dim = mamba_dim if settings.branch == "mamba" else attention_dim
-        blocks = ConvBlocks(dim) if convolve else None
+        blocks = ConvBlocks(dim) if self.convolve else None
         super().__init__(blocks.width if blocks else dim, num_classes, settings)
         self.blocks = blocks
 
@@ -150,30 +168,31 @@ class SingleHead(Head):
         return x if self.blocks is None else self.blocks(x)
 
 
-class PairHead(Head):
-    """A fusion of two rows: themselves, their Hadamard product, and what transport makes of them."""
+class Cnn(Fcn):
+    """The paper's CNN: two convolution blocks before the dense layers."""
 
-    def __init__(
-        self,
-        mamba_dim: int,
-        attention_dim: int,
-        num_classes: int,
-        settings: HeadSettings,
-        *,
-        hadamard: bool,
-        transport: bool,
-    ) -> None:
-        # Without either branch what remains is the paper's concatenation baseline, [R_p, R_q].
-        rows = 1 * hadamard + 4 * transport or 2
+    convolve = True
+
+
+class PairHead(Head):
+    """A fusion of two rows: their Hadamard product, what transport makes of them, or else [R_p, R_q] as they are."""
+
+    hadamard = False
+
+    def __init__(self, mamba_dim: int, attention_dim: int, num_classes: int, settings: HeadSettings) -> None:
+        rows = 1 * self.hadamard + 4 * self.needs_reference or 2
         super().__init__(rows * ROW, num_classes, settings)
         self.mamba = Branch(mamba_dim)
         self.attention = Branch(attention_dim)
-        self.hadamard = hadamard
-        self.needs_reference = transport
 
     def rows(self, mamba: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
         """(R_p, R_q), each (B, 120), float32 or wider."""
         return wide(self.mamba(mamba)), wide(self.attention(attention))
+
+    def solve(self, R_p: Tensor, R_q: Tensor) -> Transport:
+        """The plan between R_p (n, 120) and R_q (n, 120), to which no gradient flows."""
+        cost = cost_matrix(R_p.detach(), R_q.detach(), self.settings.cost)
+        return sinkhorn(cost, self.settings.epsilon, self.settings.iterations, bound=1.0)
 
     def features(self, mamba: Tensor, attention: Tensor, sizes: Sequence[int] | None) -> Tensor:
         R_p, R_q = self.rows(mamba, attention)
@@ -195,8 +214,7 @@ class PairHead(Head):
         if not len(R_p):  # a rank without rows in local scope: there is no plan of nothing
             return R_p, R_q
         with torch.autocast(R_p.device.type, enabled=False):
-            cost = cost_matrix(R_p.detach(), R_q.detach(), self.settings.cost)
-            solved = sinkhorn(cost, self.settings.epsilon, self.settings.iterations, bound=1.0)
+            solved = self.solve(R_p, R_q)
             self.marginal_error = solved.marginal_error
             weights = len(R_p) * solved.plan
             return weights[:, mine].T @ R_p, weights[mine] @ R_q
@@ -207,3 +225,26 @@ class PairHead(Head):
             p_to_q, q_to_p = transported
             parts += [p_to_q, R_q, q_to_p, R_p]
         return torch.cat(parts or [R_p, R_q], 1)
+
+
+class Concat(PairHead):
+    """The paper's concatenation baseline."""
+
+
+class Hadamard(PairHead):
+    """PARROT without transport."""
+
+    hadamard = True
+
+
+class Ot(PairHead):
+    """PARROT without the Hadamard product."""
+
+    needs_reference = True
+
+
+class Parrot(PairHead):
+    """The paper's head."""
+
+    hadamard = True
+    needs_reference = True

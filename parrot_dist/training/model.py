@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -11,15 +11,13 @@ from torch import Tensor, nn
 
 from parrot_dist import config as configuration
 from parrot_dist.config import Config
-from parrot_dist.data.audio import SAMPLE_RATE
-from parrot_dist.encoders import Activation, Encoder, load_encoder
+from parrot_dist.encoders import Activation, Embedder, Encoder, load_encoder
 from parrot_dist.errors import UserError
-from parrot_dist.fusion import Head, Reference, build_head
+from parrot_dist.fusion import HEADS, Head, Reference, build_head
 from parrot_dist.training import checkpoint
 from parrot_dist.training.checkpoint import Found
 
 MODEL_PART, REFERENCE_PART, CONFIG_PART = "model.safetensors", "reference.safetensors", "config.yaml"
-SINGLE_BRANCH_HEADS = ("fcn", "cnn")
 
 Inputs = dict[str, list[Tensor | Activation]]
 
@@ -27,10 +25,21 @@ Inputs = dict[str, list[Tensor | Activation]]
 class ParrotModel(nn.Module):
     """Waveforms to logits. A head that listens to one branch has only that encoder."""
 
-    def __init__(self, encoders: dict[str, Encoder], head: Head) -> None:
+    def __init__(self, encoders: Mapping[str, Embedder], head: Head) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict(encoders)
+        self.encoders = nn.ModuleDict(dict(encoders))
         self.head = head
+
+    @classmethod
+    def from_pretrained(cls, url: str) -> ParrotModel:
+        """The network that `python -m parrot_dist.export` wrote to the folder or URL, in eval mode, on the CPU.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        from parrot_dist.training.export import read_export  # which builds on this module
+
+        return read_export(url)[1]
 
     def forward(self, inputs: Inputs, keys: Tensor | None = None, sizes: list[int] | None = None) -> Tensor:
         """Logits (b, C) of this rank's rows of a global batch, see `Head.forward`.
@@ -52,16 +61,21 @@ class ParrotModel(nn.Module):
         device = next(self.parameters()).device
         if branch not in self.encoders:
             return torch.empty(len(next(iter(inputs.values()))), 0, device=device)
-        # A rank without rows still runs, and drops, one second of silence: DDP waits for a gradient from every rank.
-        rows = inputs[branch] or [torch.zeros(SAMPLE_RATE, device=device)]
-        embedding: Tensor = self.encoders[branch](rows)
+        # A rank without rows still runs, and drops, one of silence: DDP waits for a gradient from every rank.
+        embedding: Tensor = self.encoders[branch](inputs[branch] or self.silence(branch))
         return embedding[: len(inputs[branch])]
 
+    def silence(self, branch: str) -> list[Tensor | Activation]:
+        """One input of `branch` that stands for nothing."""
+        embedder = self.encoders[branch]
+        assert isinstance(embedder, Embedder)
+        return [embedder.silence(next(self.parameters()).device)]
+
     def branches(self) -> Iterator[tuple[str, Encoder]]:
-        """The encoders that are there, by branch."""
+        """The encoders that are there, by branch; not those whose embeddings were computed elsewhere."""
         for branch, encoder in self.encoders.items():
-            assert isinstance(encoder, Encoder)
-            yield branch, encoder
+            if isinstance(encoder, Encoder):
+                yield branch, encoder
 
     def trained(self) -> dict[str, Tensor]:
         """Name -> parameter of all that training changes: the head and what is unfrozen."""
@@ -84,15 +98,17 @@ def build_model(config: Config) -> ParrotModel:
             raise type(error)(f"encoders.{branch}: {error}") from error
         encoders[branch] = encoder
     torch.manual_seed(config.seed)
-    return ParrotModel(encoders, _build_head(config, {branch: encoder.dim for branch, encoder in encoders.items()}))
+    dims = {branch: encoder.dim for branch, encoder in encoders.items()}
+    return ParrotModel(encoders, build_configured_head(config, dims))
 
 
 def used_branches(config: Config) -> tuple[str, ...]:
     """The branches that the configured head listens to."""
-    return (config.fusion.branch,) if config.fusion.name in SINGLE_BRANCH_HEADS else ("mamba", "attention")
+    return (config.fusion.branch,) if HEADS[config.fusion.name].single_branch else ("mamba", "attention")
 
 
-def _build_head(config: Config, dims: dict[str, int]) -> Head:
+def build_configured_head(config: Config, dims: dict[str, int]) -> Head:
+    """The head that `config.fusion` names, on embeddings of these widths by branch; draws its weights."""
     fusion = config.fusion
     return build_head(
         fusion.name,

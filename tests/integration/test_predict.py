@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from parrot_dist import predict, storage
+from parrot_dist.training.export import write_export
 from tests.corpus import CLASSES, tone
 
 Program = Callable[..., tuple[int, str, str]]
@@ -100,6 +101,34 @@ def test_files_may_lie_in_the_store(program: Program, trained: Trained, clips: l
     stored, local = json.loads(output)
     assert stored["file"] == f"{bucket_url}/clip.wav"
     assert stored["probabilities"] == local["probabilities"]
+
+
+def test_windows_have_their_times(program: Program, trained: Trained, clips: list[Path]) -> None:
+    code, output, _ = program(trained("cnn"), *clips[:2], "--window", "0.4", "--hop", "0.3", "--json")
+    assert code == 0
+    spans = [(Path(one["file"]).name, one["start"], one["end"]) for one in json.loads(output)]
+    assert spans == [
+        (name, *span) for name in ("telephone.wav", "disc.wav") for span in ((0, 0.4), (0.3, 0.7), (0.6, 1))
+    ]
+    code, output, _ = program(trained("cnn"), clips[3], "--window", "0.7")
+    assert f"{clips[3]} 0.00-0.70 s" in output
+    code, output, message = program(trained("cnn"), *clips, "--window", "13")
+    assert (code, output) == (2, "")
+    assert message.count("error: a window of 13 s every 13 s") == 1
+    code, _, message = program(trained("cnn"), clips[0].parent / "none.wav", "--window", "0.5")
+    assert code == 1
+    assert "none.wav" in message
+
+
+def test_an_export_in_the_store_predicts_what_its_run_does(
+    program: Program, trained: Trained, clips: list[Path], bucket_url: str
+) -> None:
+    write_export(trained("parrot"), f"{bucket_url}/export")
+    storage.write_bytes(f"{bucket_url}/clip.wav", clips[1].read_bytes())
+    words = [f"{bucket_url}/clip.wav", "--window", "0.5", "--json"]
+    code, output, _ = program(f"{bucket_url}/export", *words)
+    assert code == 0
+    assert program(trained("parrot"), *words)[1] == output
 
 
 def test_a_checkpoint_without_reference_rows_is_refused(program: Program, trained: Trained, clips: list[Path]) -> None:

@@ -233,3 +233,17 @@ def test_a_damaged_file_of_weights_is_refused(copy):
     (copy / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="transformers cannot read it"):
         load_encoder(f"hf:{copy}")
+
+
+@pytest.mark.parametrize(("family", "norm"), EVERY)
+def test_its_files_make_it_again_as_it_is_now_without_a_word(folders, family, norm, tmp_path, caplog):
+    encoder = load_encoder(f"hf:{folders[family, norm]}")
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(0.01)  # as training would
+    for name, content in encoder.files().items():
+        (tmp_path / name).write_bytes(content)
+    again = load_encoder(f"hf:{tmp_path}")
+    audio = noise(0.3, 0.7)
+    assert torch.equal(again.embed(audio), encoder.embed(audio))
+    assert not caplog.text

@@ -105,3 +105,15 @@ def test_digest_is_over_contents_in_order(tmp_path):
         files[-1].write_text(name)
     parts = b"".join(hashlib.sha256(name).digest() for name in (b"a", b"b"))
     assert digest(files) == hashlib.sha256(parts).hexdigest() != digest(files[::-1])
+
+
+def test_the_files_of_an_audio_mamba_make_it_again_as_it_is_now(specs, tmp_path):
+    encoder = load_encoder(specs["mamba"], readout="frequency")
+    with torch.no_grad():
+        encoder.blocks[1].mixer.A_log.add_(0.1)
+    for name, content in encoder.files().items():
+        (tmp_path / name).write_bytes(content)
+    again = load_encoder(f"ssam:{tmp_path}", readout="frequency")
+    sound = [torch.linspace(0, 1, 8000)]
+    assert torch.equal(again.embed(sound), encoder.embed(sound))
+    assert not torch.equal(again.embed(sound), load_encoder(specs["mamba"], readout="frequency").embed(sound))

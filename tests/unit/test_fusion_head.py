@@ -60,7 +60,7 @@ def test_default_settings_are_the_papers():
     assert (settings.epsilon, settings.iterations, settings.dropout, settings.cost) == (0.05, 50, 0.3, "euclidean")
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", list(HEADS))
 @pytest.mark.parametrize("dims", [(20, 33), (16, 16), (33, 20)])
 def test_every_head_takes_any_pair_and_trains_every_parameter(name, dims):
     torch.manual_seed(0)

@@ -93,7 +93,7 @@ def situation():
     return heads, references, torch.randn(13, 50), torch.randn(13, 37)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", list(HEADS))
 @given(order=st.permutations(range(13)), size=st.integers(1, 13))
 def test_predictions_are_the_same_bits_in_any_batch_and_order(situation, name, order, size):
     heads, references, mamba, attention = situation
