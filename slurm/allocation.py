@@ -1,7 +1,7 @@
 """What a Slurm allocation says about a run: `python -m slurm.allocation [--config FILE] [key=value ...]`.
 
-Prints the whole command line for `parrot_dist.train`, one word a line, so that a mistake in it is found before any
-Ray process starts.
+Prints the whole command line of `parrot_dist.train`, or of what PARROT_PROGRAM names, one word a line, so that a
+mistake in it is found before any Ray process starts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from parrot_dist import train
+from parrot_dist import papertable, train
 from parrot_dist.config import Config
 from parrot_dist.errors import UserError, exits_cleanly
 
@@ -41,6 +41,19 @@ def complete(words: list[str], environ: Mapping[str, str]) -> list[str]:
     return [*defaults, *words, *fold]
 
 
+def complete_table(words: list[str], environ: Mapping[str, str]) -> list[str]:
+    """The `words` of `parrot_dist.papertable`, whose trainings take a core each, or a GPU and its share of the cores.
+
+    Raises:
+        UserError: the configuration cannot be used.
+    """
+    cpus, gpus = int(environ["SLURM_CPUS_ON_NODE"]), int(environ.get("SLURM_GPUS_ON_NODE") or 0)
+    share = cpus // gpus if gpus else 1
+    completed = [f"scale.use_gpu={str(gpus > 0).lower()}", f"scale.cpus_per_worker={max(1, share)}", *words]
+    papertable.parse(completed)
+    return completed
+
+
 def _parse(words: list[str]) -> Config:
     return train.parse(words)
 
@@ -48,7 +61,8 @@ def _parse(words: list[str]) -> Config:
 @exits_cleanly
 def main() -> int:
     """Print the words, one a line."""
-    print("\n".join(complete(sys.argv[1:], os.environ)))
+    run = complete_table if os.environ.get("PARROT_PROGRAM") == "papertable" else complete
+    print("\n".join(run(sys.argv[1:], os.environ)))
     return 0
 
 

@@ -22,6 +22,7 @@ from parrot_dist.config import Config, Scale
 from parrot_dist.data.split import count_folds
 from parrot_dist.errors import UserError
 from parrot_dist.grid import Cell, Experiment, cells_of, config_of
+from parrot_dist.local.process import exit_on_sigterm
 from parrot_dist.reporting.papertable import Results, markdown, show, to_json
 from parrot_dist.training.cells import Embeddings, Outcome, embed, train_cell
 from parrot_dist.training.launch import connect
@@ -48,6 +49,7 @@ def fill_table(experiments: list[Experiment]) -> None:
         check_task(task)
     folds = [count_folds(task.index, task.config.data.split) for task in tasks]
     with connect():
+        exit_on_sigterm()  # Ray's own handler, which connecting sets, ends at once and leaves its files behind
         embeddings = embed_all(experiments)
         works = [
             Work.of(cell, one, embeddings)

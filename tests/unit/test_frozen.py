@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,29 @@ def test_an_entry_travels_to_a_data_process_without_its_records(tmp_path: Path, 
     before = len(pickle.dumps(corpus))
     corpus.read(np.arange(3))
     assert len(pickle.dumps(corpus)) == before
+
+
+def test_two_writers_of_a_part_leave_the_work_of_one_of_them_in_any_order_of_their_writes(
+    tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes: list[tuple[str, bytes]] = []
+    monkeypatch.setattr(storage, "write_bytes", lambda url, data: writes.append((url, data)))
+    entries = [{row: Activation(torch.full((4,), float(writer)), 0) for row in range(10)} for writer in range(2)]
+    for number, order in enumerate(set(permutations([0, 0, 1, 1]))):
+        entry = str(tmp_path / f"entry{number}")
+        fill(entry, index)
+        rest = [write for write in writes if "part-000000" not in write[0]]
+        writes.clear()
+        theirs = []
+        for made in entries:
+            write_part(entry, 0, made, {})
+            theirs.append(list(writes))
+            writes.clear()
+        for url, data in [*rest, *(theirs[writer].pop(0) for writer in order)]:
+            Path(url).parent.mkdir(exist_ok=True)
+            Path(url).write_bytes(data)
+        corpus = FrozenCorpus.open(entry, index)
+        for row in range(10):
+            sample = corpus.decode(row, b"")
+            assert isinstance(sample, Kept)
+            assert any(torch.equal(sample.activation.x, made[row].x) for made in entries)

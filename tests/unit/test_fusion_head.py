@@ -152,7 +152,7 @@ def test_embeddings_too_small_to_pool_twice_are_refused():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("parot", {}, "'parrot'"),
+        ("parot", {}, "did you mean parrot"),
         ("xyz", {}, "hadamard"),
         ("parrot", {"epsilom": 0.1}, "'epsilon'"),
         ("parrot", {"epsilon": 0}, "fusion.epsilon"),

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from parrot_dist import papertable
 from parrot_dist.config import Config
 from parrot_dist.errors import UserError
 from parrot_dist.train import parse
-from slurm.allocation import complete
+from slurm.allocation import complete, complete_table
 
 REPOSITORY = Path(__file__).parents[2]
 JOB = [
@@ -34,7 +35,7 @@ def allocation(nodes: int, cpus: int, gpus: int = 0, task: int | None = None) ->
 
 def job(words: list[str], environ: dict[str, str]) -> Config:
     """What is trained in a Slurm job with this environment."""
-    return parse(complete(words, environ), "train", "")
+    return parse(complete(words, environ))
 
 
 @pytest.mark.parametrize(
@@ -101,3 +102,22 @@ def test_shellcheck_has_nothing_to_say() -> None:
 def test_only_own_processes_are_ended() -> None:
     code = re.sub(r"#.*", "", (REPOSITORY / "slurm" / "parrot.sbatch").read_text())
     assert not re.search(r"ray stop|symmetric-run|pkill|killall", code)
+
+
+@pytest.mark.parametrize(
+    ("environ", "words", "cpus", "gpu"),
+    [
+        (allocation(2, 8), [], 1, False),
+        (allocation(2, 32, gpus=4), [], 8, True),
+        (allocation(2, 32, gpus=4), ["scale.use_gpu=false", "scale.cpus_per_worker=2"], 2, False),
+    ],
+)
+def test_the_trainings_of_a_table_take_a_core_or_a_gpu(
+    environ: dict[str, str], words: list[str], cpus: int, gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("PARROT_CORPORA", "PARROT_ENCODERS", "PARROT_OUTPUT"):
+        monkeypatch.setenv(variable, "/somewhere")
+    files = [str(file) for file in sorted((REPOSITORY / "jobs" / "paper").glob("*.yaml"))]
+    for experiment in papertable.parse(complete_table(["--config", *files, *words], environ)):
+        scale = experiment.config.scale
+        assert (scale.cpus_per_worker, scale.use_gpu) == (cpus, gpu)
