@@ -1,4 +1,4 @@
-"""Evaluate: `python -m parrot_dist.evaluate CHECKPOINT [--split test] [--transport batch|reference]`."""
+"""Evaluate: `python -m parrot_dist.evaluate CHECKPOINT [--split test] [--against OTHER]`."""
 
 from __future__ import annotations
 
@@ -26,18 +26,25 @@ def main() -> int:
         help="which way of predicting makes the headline: coupled within batches (the paper's, the default), or each "
         "utterance alone against the checkpoint's reference rows; both are in the report",
     )
+    parser.add_argument(
+        "--against",
+        metavar="OTHER",
+        help="URL of another checkpoint or run, to be scored on the same utterances: is the difference more than luck "
+        "with the speakers?",
+    )
     parser.add_argument("--out", type=Path, help="local folder for the copies (default: runs/NAME)")
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
     args = parser.parse_args()
-    from parrot_dist.reporting.table import print_scores, scores_json
+    from parrot_dist.reporting.scores_json import scores_json
+    from parrot_dist.reporting.table import print_scores
     from parrot_dist.training.publish import evaluate_checkpoint
 
-    result, published = evaluate_checkpoint(args.checkpoint, args.split, args.transport, args.out)
+    published = evaluate_checkpoint(args.checkpoint, args.split, args.transport, args.against, args.out)
     if args.json:
-        print(json.dumps(scores_json(result.scores, result.intervals, published.classes), indent=1))
+        print(json.dumps(scores_json(published.result, published.classes, published.against), indent=1))
         return 0
-    print(f"{published.checkpoint} on {args.split}, {result.mode}:")
-    print_scores(result.scores, result.intervals, published.classes)
+    print(f"{published.checkpoint} on {args.split}, {published.result.mode}:")
+    print_scores(published.result, published.classes, published.against)
     for place in published.places:
         print(f"report: {place}")
     return 0

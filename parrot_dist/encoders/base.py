@@ -16,6 +16,8 @@ from fnmatch import fnmatchcase
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from parrot_dist.encoders.logmel import SAMPLE_RATE
 from parrot_dist.errors import UserError
@@ -40,7 +42,8 @@ class Activation:
     """What the frozen prefix of an encoder made of one utterance.
 
     Attributes:
-        x: float32 of one to three axes: an embedding (dim,), or the utterance's part of the residual stream.
+        x: float32 of one to three axes: an embedding (dim,) or its frames, or the utterance's part of the residual
+            stream.
         steps: frames of the utterance that the read-out keeps; 0 with an embedding.
     """
 
@@ -53,9 +56,12 @@ class Embedder(nn.Module, ABC):
 
     Attributes:
         dim: width of the embedding.
+        keeps_frames: frames instead of their mean, wherever embeddings (B, dim) are said: (B, T, dim + 1), zero past an
+            utterance's end; the last column is 1 for a frame.
     """
 
     dim: int
+    keeps_frames: bool = False
 
     @abstractmethod
     def forward(self, inputs: Sequence[Tensor | Activation]) -> Tensor:
@@ -87,11 +93,14 @@ class Encoder(Embedder):
         spec: where the weights came from, as the user wrote it.
         digest: SHA-256 of the weight files, in hexadecimal.
         depth: how many equal blocks it has.
+        recompute: keep no activations of trainable blocks for the backward pass, which computes them again (Chen et al.
+            2016, arXiv 1604.06174): memory for a third more time, and the same gradients, since nothing is random.
     """
 
     spec: str
     digest: str
     depth: int
+    recompute: bool = False
     extractor: str
     """Prefix of the parameters of the feature extractor, which stays frozen unless it is named."""
 
@@ -133,17 +142,20 @@ class Encoder(Embedder):
         audio = _checked(waveforms, device)
         with _graph_if(self._lowest <= 0):
             hidden = self.stem(audio)
-        for index in range(self.depth):
-            with _graph_if(self._lowest <= index + 1):
-                hidden = self.block(index, hidden)
+        hidden = self._run_blocks(hidden, 0, self.depth)
         with _graph_if(self._lowest <= self.depth):
             frames = self.read_out(hidden).float()
         return frames, torch.tensor(hidden.lengths, device=device)
 
     def embed(self, waveforms: list[Tensor]) -> Tensor:
         """Embeddings (B, dim) float32: the mean of each utterance's frames. Arguments and errors as for `frames`."""
-        frames, lengths = self.frames(waveforms)
-        return frames.sum(1) / lengths[:, None]
+        return self._pool(*self.frames(waveforms))
+
+    def _pool(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        if not self.keeps_frames:
+            return frames.sum(1) / lengths[:, None]
+        there = torch.arange(frames.shape[1], device=frames.device) < lengths[:, None]
+        return torch.cat([frames, there[..., None].to(frames)], 2)
 
     def forward(self, inputs: Sequence[Tensor | Activation]) -> Tensor:
         """Embeddings (B, dim) float32 of waveforms, see `embed`, or of what `prefix` made of them."""
@@ -162,8 +174,9 @@ class Encoder(Embedder):
     @property
     def prefix_name(self) -> str:
         """Which part of the encoder `prefix` runs: with the weights' digest it says what an activation is."""
-        whole = self._lowest > self.depth
-        return f"embedding {getattr(self, 'readout', '')}" if whole else f"{self._lowest - 1} blocks"
+        if self._lowest <= self.depth:
+            return f"{self._lowest - 1} blocks"
+        return f"{'frames' if self.keeps_frames else 'embedding'} {getattr(self, 'readout', '')}"
 
     @torch.no_grad()
     def prefix(self, waveforms: list[Tensor]) -> list[Activation]:
@@ -173,26 +186,33 @@ class Encoder(Embedder):
             ValueError: as for `frames`.
         """
         if self._lowest > self.depth:
-            return [Activation(row.cpu(), 0) for row in self.embed(waveforms)]
+            rows = [row[row[:, -1] > 0] if self.keeps_frames else row for row in self.embed(waveforms)]
+            return [Activation(row.cpu(), 0) for row in rows]
         hidden = self.stem(_checked(waveforms, next(self.parameters()).device))
-        for index in range(self._lowest - 1):
-            hidden = self.block(index, hidden)
+        hidden = self._run_blocks(hidden, 0, self._lowest - 1)
         return [Activation(x.cpu(), steps) for x, steps in zip(self.split(hidden), hidden.lengths, strict=True)]
 
     def _complete(self, activations: list[Activation]) -> Tensor:
         """Embeddings (B, dim) from where `prefix` stopped."""
         if self._lowest > self.depth:
-            return torch.stack([activation.x for activation in activations])
-        hidden = self.join(activations)
-        for index in range(self._lowest - 1, self.depth):
-            hidden = self.block(index, hidden)
-        lengths = torch.tensor(hidden.lengths, device=hidden.x.device)
-        return self.read_out(hidden).float().sum(1) / lengths[:, None]
+            return pad_sequence([activation.x for activation in activations], batch_first=True)
+        hidden = self._run_blocks(self.join(activations), self._lowest - 1, self.depth)
+        return self._pool(self.read_out(hidden).float(), torch.tensor(hidden.lengths, device=hidden.x.device))
 
     def files(self) -> dict[str, bytes]:
         """Name -> content of a folder from which the loader of this family makes this encoder again, as it is now."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         return {"model.safetensors": save(tensors)}
+
+    def _run_blocks(self, hidden: Hidden, first: int, end: int) -> Hidden:
+        """Blocks `first` to `end` - 1, with a graph from the lowest trainable one on."""
+        for index in range(first, end):
+            with _graph_if(self._lowest <= index + 1):
+                if self.recompute and torch.is_grad_enabled():
+                    hidden = checkpoint(self.block, index, hidden, use_reentrant=False, preserve_rng_state=False)
+                else:
+                    hidden = self.block(index, hidden)
+        return hidden
 
     @abstractmethod
     def split(self, hidden: Hidden) -> list[Tensor]:

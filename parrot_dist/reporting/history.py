@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -38,8 +39,11 @@ class EpochRecord:
     marginal_error: float | None = None
 
 
-def line(record: EpochRecord, epochs: int) -> str:
-    """The one terminal line of an epoch out of `epochs`; the columns of all epochs stand below each other."""
+def line(record: EpochRecord, epochs: int, room: int = sys.maxsize) -> str:
+    """The one terminal line of an epoch out of `epochs`; the columns of all epochs stand below each other.
+
+    The last columns are left out where there is only `room` for so many characters.
+    """
     width = len(str(epochs))
     columns = [
         f"epoch {record.epoch:{width}d}/{epochs}",
@@ -54,6 +58,8 @@ def line(record: EpochRecord, epochs: int) -> str:
     ]
     if record.marginal_error is not None:
         columns.append(f"marginals {record.marginal_error:.0e}")
+    while len(columns) > 1 and len("  ".join(columns)) > room:
+        columns.pop()
     return "  ".join(columns)
 
 

@@ -1,9 +1,7 @@
-"""Figures of the report as SVG: no background, and writing in the colour of the page, so they suit light and dark."""
+"""Figures of scores and of the course of a training."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -13,45 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from parrot_dist.reporting.calibration import EDGES, Calibration
 from parrot_dist.reporting.history import EpochRecord
-from parrot_dist.reporting.metrics import Counts
+from parrot_dist.reporting.metrics import Counts, Scores
+from parrot_dist.reporting.svg import BLUE, GREEN, INK, ORANGE, STYLE, to_svg
 
-INK = "#010203"  # stands for the page's text colour until the SVG is written
-BLUE, ORANGE, GREEN = (
-    "#3d85d1",
-    "#d9721f",
-    "#2a9d76",
-)  # at least 3:1 on white and on near-black, told apart by the colour-blind
-STYLE = {
-    "svg.fonttype": "none",  # text stays text: it can be selected, searched and read aloud
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.spines.bottom": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.grid.axis": "y",
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "grid.color": INK,
-    "grid.alpha": 0.15,
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 3.5,
-}
-# As a picture of its own the SVG has no page to take its colour from.
-ALONE = "<style>svg:root{color:#1f2328}@media(prefers-color-scheme:dark){svg:root{color:#e6e9ee}}</style>"
-FONTS = "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif"
+NAMED_SPEAKERS = 40
 
 
 def confusion_svg(confusion: Counts, classes: Sequence[str]) -> str:
@@ -75,7 +40,7 @@ def confusion_svg(confusion: Counts, classes: Sequence[str]) -> str:
         axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), aspect="equal", xlabel="predicted", ylabel="true")
         axes.set_xticks(range(count), classes, rotation=30, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(count), classes)
-        return _svg(figure, "confusion")
+        return to_svg(figure, "confusion")
 
 
 def curves_svg(history: Sequence[EpochRecord], chance: float) -> str:
@@ -90,7 +55,7 @@ def curves_svg(history: Sequence[EpochRecord], chance: float) -> str:
         _lines(below, history, scores, "scores on the validation speakers")
         below.set(ylim=(0, 1.02), xlabel="epoch")
         below.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-        return _svg(figure, "curves")
+        return to_svg(figure, "curves")
 
 
 def pace_svg(history: Sequence[EpochRecord]) -> str:
@@ -106,7 +71,49 @@ def pace_svg(history: Sequence[EpochRecord]) -> str:
         below.set(ylim=(0, max(0.1, 1.05 * max(record.data_wait for record in history))), xlabel="epoch")
         below.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         below.xaxis.set_major_locator(MaxNLocator(integer=True))
-        return _svg(figure, "pace")
+        return to_svg(figure, "pace")
+
+
+def reliability_svg(calibration: Calibration) -> str:
+    """How often predictions were right by how sure they were, and how many were how sure."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 5.0), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        there = calibration.count > 0
+        confidence, accuracy = calibration.confidence[there], calibration.accuracy[there]
+        above.plot([0, 1], [0, 1], color=INK, alpha=0.6, linestyle=":", linewidth=1.2, label="as sure as right")
+        above.vlines(confidence, confidence, accuracy, color=ORANGE, linewidth=2, alpha=0.7, label="gap")
+        area = 8 + 110 * calibration.count[there] / calibration.count.max()
+        above.scatter(confidence, accuracy, s=area, color=BLUE, label="share right", zorder=3)
+        above.set(ylim=(-0.02, 1.04), xlim=(0, 1.02))
+        above.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        _legend(above, "share predicted right")
+        below.bar(
+            EDGES[:-1], calibration.count, width=np.diff(EDGES), align="edge", color=BLUE, edgecolor=BLUE, alpha=0.7
+        )
+        below.set_title("utterances")
+        below.set_xlabel("confidence: probability of the predicted emotion")
+        below.xaxis.set_major_formatter(PercentFormatter(xmax=1))
+        below.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+        return to_svg(figure, "reliability")
+
+
+def speakers_svg(speakers: Mapping[str, Scores], chance: float) -> str:
+    """UAR of every speaker, the best understood first; as many are named as there is room for."""
+    ranked = sorted(speakers, key=lambda name: (-speakers[name].uar, name))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+        axes = figure.subplots()
+        values = [speakers[name].uar for name in ranked]
+        axes.bar(range(len(ranked)), values, width=0.7, color=BLUE)
+        axes.axhline(float(np.mean(values)), color=ORANGE, linewidth=1.4, label="mean")
+        axes.axhline(chance, color=INK, alpha=0.6, linestyle=":", linewidth=1.2, label="chance")
+        axes.set(ylim=(0, 1.02), xlim=(-0.6, len(ranked) - 0.4))
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        names = ranked if len(ranked) <= NAMED_SPEAKERS else []
+        axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 12 else 30, ha="right")
+        _legend(axes, "UAR of each speaker")
+        return to_svg(figure, "speakers")
 
 
 def _lines(axes: Axes, history: Sequence[EpochRecord], fields: Mapping[str, tuple[str, str]], title: str) -> None:
@@ -114,19 +121,13 @@ def _lines(axes: Axes, history: Sequence[EpochRecord], fields: Mapping[str, tupl
     epochs = [record.epoch for record in history]
     for field, (label, colour) in fields.items():
         axes.plot(epochs, [getattr(record, field) for record in history], marker="o", color=colour, label=label)
+    _legend(axes, title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _legend(axes: Axes, title: str) -> None:
+    """A title, and the legend in one line below it."""
     axes.legend(
         ncols=4, loc="lower left", bbox_to_anchor=(-0.01, 0.98), borderpad=0, handlelength=1.4, columnspacing=1.4
     )
     axes.set_title(title, pad=20)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """One `<svg>` element, the same bytes for the same figure, fit for a page of its own or for the inside of one."""
-    file = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = file.getvalue().replace(INK, "currentColor")
-    svg = re.sub(r"'DejaVu Sans'[^;\"]*", FONTS, svg)
-    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # nothing refers to them, and two figures of one page would share them
-    return re.sub(r"^.*?(<svg [^>]*>)", rf"\1{ALONE}", svg, count=1, flags=re.DOTALL)

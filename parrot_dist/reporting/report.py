@@ -5,41 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from parrot_dist.reporting.comparison import Against
+from parrot_dist.reporting.embedding_map import EmbeddingMap, legend, map_svg
 from parrot_dist.reporting.history import EpochRecord
 from parrot_dist.reporting.metrics import SUMMARIES, Scores
-from parrot_dist.reporting.plots import confusion_svg, curves_svg, pace_svg
+from parrot_dist.reporting.mistakes import Mistake
+from parrot_dist.reporting.plots import confusion_svg, curves_svg, pace_svg, reliability_svg, speakers_svg
+from parrot_dist.reporting.result import MODES, Result
+from parrot_dist.reporting.table import p_text
+from parrot_dist.reporting.transport import Alignment, flows, plan_svg
 
 SYNTHETIC = "spoken"
 """The name of the corpus that `make demo` speaks itself."""
-
-BATCH, REFERENCE, PLAIN = "batch-coupled", "reference", "model"
-MODES = {
-    BATCH: "the transport plan spans the evaluated batch, as in the paper: a prediction depends on its neighbours",
-    REFERENCE: "each utterance alone is transported to training rows kept in the checkpoint: no neighbours matter",
-    PLAIN: "no transport: a prediction depends on its utterance alone",
-}
-"""How predictions were made, and what that means to a reader."""
-
-SPEAKERS = {
-    "test": "held-out speakers",
-    "validation": "validation speakers, who had a say in which checkpoint is best",
-    "train": "training speakers, whom the model knows",
-}
-"""Who speaks in a split, so that no report on known speakers passes for one on new ones."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """The scores of a split predicted one way, a key of `MODES`, with their 95 % intervals."""
-
-    mode: str
-    scores: Scores
-    intervals: Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,29 +31,37 @@ class Report:
         name: the run.
         checkpoint: URL of the evaluated checkpoint.
         classes: (C,) emotions, in the order of the scores.
-        results: one for each way of predicting; the first makes the headline.
-        speakers: how many the split has.
-        corpora: names of the evaluated corpora.
-        history: of the training, oldest first; may be empty.
+        split: which part of the corpus was evaluated: train, validation or test.
+        known_speakers: how many of its speakers the model was trained on.
+        results: one for each way of predicting; the first makes the headline, and all that is shown but once.
         configuration: the resolved one, YAML.
-        versions: program or library -> version.
+        versions: of this evaluation, see `provenance.provenance`.
         commands: what it does -> shell command, in the order in which to run them again.
+        starts: of the run, likewise, oldest first; nothing where they are not known.
+        history: of the training, oldest first; may be empty.
+        against: another checkpoint on the same utterances.
         prosody: scores of `prosody.prosody_baseline` on the same split.
-        split: which part of the corpus was evaluated, a key of `SPEAKERS`.
+        map: of what the head decides by.
+        alignment: what one transport plan does.
+        mistakes: the surest ones, surest first.
     """
 
     name: str
     checkpoint: str
     classes: Sequence[str]
+    split: str
+    known_speakers: int
     results: Sequence[Result]
-    speakers: int
-    corpora: Sequence[str]
-    history: Sequence[EpochRecord]
     configuration: str
     versions: Mapping[str, str]
     commands: Mapping[str, str]
+    starts: Sequence[Mapping[str, str]] = ()
+    history: Sequence[EpochRecord] = ()
+    against: Against | None = None
     prosody: Scores | None = None
-    split: str = "test"
+    map: EmbeddingMap | None = None
+    alignment: Alignment | None = None
+    mistakes: Sequence[Mistake] = ()
 
 
 def render_report(report: Report) -> str:
@@ -84,24 +73,84 @@ def render_report(report: Report) -> str:
     unknown = [result.mode for result in report.results if result.mode not in MODES]
     if unknown or not report.results:
         raise ValueError(f"a report needs results made by one of {', '.join(MODES)}; got {unknown}")
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"percent": percent, "interval": interval}
+    page = Environment(
+        loader=PackageLoader(__package__, "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page.filters |= {"percent": percent, "points": points, "interval": interval, "gap": gap, "p": p_text}
     head = report.results[0].scores
-    chance = 1 / len(report.classes)
-    template = page.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
-    return template.render(
+    return page.get_template("report.html.j2").render(
         report=report,
         head=report.results[0],
-        chance=chance,
+        chance=1 / len(report.classes),
         summaries=SUMMARIES,
         modes=MODES,
-        who=SPEAKERS[report.split],
-        synthetic=SYNTHETIC in report.corpora,
+        who=_who(report),
+        synthetic=SYNTHETIC in report.results[0].corpora,
+        speakers=short_names(report.results[0].speakers, report.results[0].corpora),
+        ran=(ran := _ran(report)),
+        programs=list(dict.fromkeys(program for _, versions in ran for program in versions)),
         emotions=[_emotion(head, number, report.classes) for number in range(len(report.classes))],
-        confusion=Markup(confusion_svg(head.confusion, report.classes)),
-        curves=Markup(curves_svg(report.history, chance)) if report.history else None,
-        pace=Markup(pace_svg(report.history)) if report.history else None,
+        legend=legend(report.classes),
+        figures={name: Markup(svg) for name, svg in _figures(report).items()},
+        flows=flows(report.alignment, report.classes) if report.alignment else [],
+        maps={name: Markup(svg) for name, svg in _maps(report.map).items()},
     )
+
+
+def _who(report: Report) -> str:
+    """Who speaks, so that no report on known speakers passes for one on new ones."""
+    total = len(report.results[0].speakers)
+    if report.known_speakers == total:
+        return "training speakers, whom the model knows"
+    if report.known_speakers:
+        return f"speakers, of whom the model knows {report.known_speakers}"
+    if report.split == "validation":
+        return "validation speakers, who had a say in which checkpoint is best"
+    return "held-out speakers"
+
+
+def _figures(report: Report) -> dict[str, str]:
+    """The figures that there is something to draw for."""
+    head, chance = report.results[0], 1 / len(report.classes)
+    figures = {
+        "confusion": confusion_svg(head.scores.confusion, report.classes),
+        "reliability": reliability_svg(head.calibration),
+        "speakers": speakers_svg(short_names(head.speakers, head.corpora), chance),
+    }
+    if report.history:
+        figures |= {"curves": curves_svg(report.history, chance), "pace": pace_svg(report.history)}
+    if report.alignment:
+        figures["plan"] = plan_svg(report.alignment, report.classes)
+    return figures
+
+
+def _ran(report: Report) -> list[tuple[str, Mapping[str, str]]]:
+    """What the run, its continuations and this evaluation ran on, each under its name; once if nothing ever changed."""
+    starts = [("training" if number == 0 else "resumed", start) for number, start in enumerate(report.starts)]
+    if [start for _, start in starts] == [report.versions]:
+        return [("training and evaluation", report.versions)]
+    return [*starts, ("evaluation", report.versions)]
+
+
+def _maps(drawn: EmbeddingMap | None) -> dict[str, str]:
+    """One map for each space."""
+    if drawn is None:
+        return {}
+    return {
+        name: map_svg(places, drawn.labels, f"map{number}")
+        for number, (name, places) in enumerate(drawn.places.items())
+    }
+
+
+def short_names(speakers: Mapping[str, Scores], corpora: Mapping[str, Scores]) -> dict[str, Scores]:
+    """`speakers` without the corpus before their names where there is only one."""
+    if len(corpora) > 1:
+        return dict(speakers)
+    return {name.partition("/")[2]: scores for name, scores in speakers.items()}
 
 
 DASH, SPACE = "\N{EN DASH}", "\N{NO-BREAK SPACE}"
@@ -110,6 +159,17 @@ DASH, SPACE = "\N{EN DASH}", "\N{NO-BREAK SPACE}"
 def percent(share: float) -> str:
     """A share between 0 and 1 in per cent, or a dash where it is not defined."""
     return DASH if math.isnan(share) else f"{100 * share:.1f}{SPACE}%"
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def gap(bounds: tuple[float, float]) -> str:
+    """An interval of differences in percentage points, or that there is none."""
+    low, high = bounds
+    return "not defined" if math.isnan(low) else f"{points(low)} to {points(high)}"
 
 
 def interval(bounds: tuple[float, float]) -> str:

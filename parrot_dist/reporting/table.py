@@ -14,24 +14,77 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from parrot_dist.reporting.comparison import Against
 from parrot_dist.reporting.metrics import SUMMARIES, Scores
+from parrot_dist.reporting.result import Result
 
-Intervals = Mapping[str, tuple[float, float]]
 
-
-def print_scores(scores: Scores, intervals: Intervals, classes: Sequence[str], console: Console | None = None) -> None:
-    """Print `scores` with their 95 % `intervals`, then recall and confusion of each of `classes` (C,)."""
+def print_scores(
+    result: Result, classes: Sequence[str], against: Against | None = None, console: Console | None = None
+) -> None:
+    """Print the scores with their 95 % intervals, those of languages and corpora where there are several, the recall
+    and confusion of each of `classes` (C,), and how `against` differs.
+    """
     console = console or Console()
     summary = [
-        [title, f"{getattr(scores, name):.3f}", interval_text(intervals[name])] for name, title in SUMMARIES.items()
+        [title, share_text(getattr(result.scores, name)), interval_text(result.intervals[name])]
+        for name, title in SUMMARIES.items()
     ]
-    show_table(["", "score", "95 % interval"], summary, console)
+    show_table(["", "score", "95 % interval"], [*summary, ["ECE", share_text(result.calibration.ece), "-"]], console)
+    for title, groups in (("language", result.languages), ("corpus", result.corpora)):
+        if len(groups) > 1:
+            console.print()
+            show_table([title, "utterances", *SUMMARIES.values()], _group_rows(groups), console)
     console.print()
     rows = [
         [name, *map(str, counts), share_text(recall)]
-        for name, counts, recall in zip(classes, scores.confusion, scores.recall, strict=True)
+        for name, counts, recall in zip(classes, result.scores.confusion, result.scores.recall, strict=True)
     ]
     show_table(["said \\ heard as", *classes, "recall"], rows, console, emphasis=range(1, len(classes) + 1))
+    console.print()
+    _print_speakers(result.speakers, console)
+    if against is not None:
+        console.print()
+        print_against(against, console)
+
+
+def print_against(against: Against, console: Console) -> None:
+    """Print the scores of another checkpoint, and by how much the evaluated one is better."""
+    comparison = against.comparison
+    plain(console, f"against {against.checkpoint}, {against.result.mode}:")
+    rows = [
+        [
+            title,
+            share_text(getattr(against.result.scores, name)),
+            f"{comparison.differences[name].value:+.3f}",
+            interval_text(comparison.differences[name].interval),
+            p_text(comparison.differences[name].p),
+        ]
+        for name, title in SUMMARIES.items()
+    ]
+    show_table(["", "its score", "difference", "95 % interval", "p"], rows, console)
+    plain(
+        console,
+        f"right alone: {comparison.only_first} and {comparison.only_second} utterances; "
+        f"McNemar p = {p_text(comparison.mcnemar)}",
+    )
+
+
+def _group_rows(groups: Mapping[str, Scores]) -> list[list[str]]:
+    return [
+        [name, str(scores.utterances), *(share_text(getattr(scores, field)) for field in SUMMARIES)]
+        for name, scores in groups.items()
+    ]
+
+
+def _print_speakers(speakers: Mapping[str, Scores], console: Console) -> None:
+    ranked = sorted(speakers, key=lambda name: speakers[name].uar)
+    worst, best = ranked[0], ranked[-1]
+    plain(
+        console,
+        f"{len(ranked)} speakers: UAR from {share_text(speakers[worst].uar)} ({worst}) "
+        f"to {share_text(speakers[best].uar)} ({best})",
+    )
 
 
 def print_predictions(
@@ -44,18 +97,6 @@ def print_predictions(
         for file, row in zip(files, probabilities, strict=True)
     ]
     show_table(["file", "emotion", *classes], rows, console, emphasis=probabilities.argmax(axis=1) + 2)
-
-
-def scores_json(scores: Scores, intervals: Intervals, classes: Sequence[str]) -> dict[str, Any]:
-    """`scores` as plain values; what is not defined (NaN) is None, which JSON can say."""
-    summaries: dict[str, Any] = {name: getattr(scores, name) for name in SUMMARIES}
-    return summaries | {
-        "intervals": {name: [_defined(low), _defined(high)] for name, (low, high) in intervals.items()},
-        "recall": {name: _defined(float(recall)) for name, recall in zip(classes, scores.recall, strict=True)},
-        "classes": list(classes),
-        "confusion": scores.confusion.tolist(),
-        "utterances": int(scores.confusion.sum()),
-    }
 
 
 def predictions_json(
@@ -83,8 +124,14 @@ def interval_text(interval: tuple[float, float]) -> str:
     return "-" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
 
 
-def _defined(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def p_text(p: float) -> str:
+    """A p-value, or a dash where it is not defined."""
+    return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def plain(console: Console, text: str) -> None:
+    """Print `text` as it stands: neither read as markup nor cut."""
+    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def show_table(
@@ -96,7 +143,7 @@ def show_table(
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         for cells in [header, *rows]:
             text = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-            console.print(text.rstrip(), markup=False, highlight=False, emoji=False, soft_wrap=True)
+            plain(console, text.rstrip())
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, title in enumerate(header):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +12,38 @@ from torch import Tensor
 from parrot_dist.data.plan import Rows
 from parrot_dist.data.stream import Skipped
 from parrot_dist.fusion import Head, Reference
-from parrot_dist.reporting.metrics import Scores, bootstrap, score
+from parrot_dist.reporting.metrics import Scores, score
 from parrot_dist.reporting.predictions import predictions_table, to_parquet
 from parrot_dist.reporting.prosody import prosody_baseline, prosody_features
-from parrot_dist.reporting.report import BATCH, PLAIN, REFERENCE, Result
+from parrot_dist.reporting.result import BATCH, PLAIN, REFERENCE, Result, Utterances, judge
 from parrot_dist.training.inference import Place, infer
 from parrot_dist.training.model import Inputs, ParrotModel
 from parrot_dist.training.task import Task
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What the encoders make of some utterances.
+
+    Attributes:
+        rows: (n,) those that could be read, as rows of the index, ascending.
+        mamba: (n, Dm) float32, on the device of the model; of no width for a branch that is not there.
+        attention: (n, Da) float32, likewise.
+        prosody: (n, F) float32 `prosody.prosody_features`, of no width where they were not asked for.
+        skipped: utterances that could not be read.
+    """
+
+    rows: Rows
+    mamba: Tensor
+    attention: Tensor
+    prosody: np.ndarray
+    skipped: list[Skipped]
+
+    def batches(self, task: Task) -> Iterator[Rows]:
+        """Places (b,) in `rows` of each global batch of the evaluation plan, as in training's validation."""
+        plan = task.evaluation_plan(self.rows)
+        for step in range(plan.steps):
+            yield np.searchsorted(self.rows, plan.global_batch(step))
 
 
 @dataclass(frozen=True)
@@ -26,7 +52,7 @@ class Evaluation:
 
     Attributes:
         rows: (n,) the utterances, as rows of the index.
-        logits: way of predicting (`reporting.report.MODES`) -> (n, C) float32.
+        logits: way of predicting (`reporting.result.MODES`) -> (n, C) float32.
         skipped: utterances that could not be read.
     """
 
@@ -34,71 +60,93 @@ class Evaluation:
     logits: dict[str, np.ndarray]
     skipped: list[Skipped]
 
-    def results(self, task: Task) -> list[Result]:
-        """The scores of every way of predicting."""
-        labels, speakers = task.labels[self.rows], task.speakers(self.rows)
-        classes = len(task.config.data.classes)
-        return [
-            Result(
-                mode,
-                score(labels, logits.argmax(1), classes),
-                bootstrap(labels, logits.argmax(1), speakers, classes, seed=task.config.seed),
-            )
-            for mode, logits in self.logits.items()
-        ]
+    def result(self, task: Task, mode: str) -> Result:
+        """All that is to be said about the predictions made in the way `mode`."""
+        return judge(mode, _utterances(task, self.rows), self.probabilities(mode), task.config.seed)
+
+    def probabilities(self, mode: str) -> np.ndarray:
+        """(n, C) float32 of the predictions made in the way `mode`."""
+        return _numpy(torch.from_numpy(self.logits[mode]).softmax(1))
 
 
 def evaluate(task: Task, model: ParrotModel, reference: Reference | None, rows: Rows, place: Place) -> Evaluation:
-    """`model` on `rows`: batch-coupled in the global batches of the evaluation plan, as in training, and, given a
-    `reference`, each utterance alone. A head that transports nothing has but one way. In float32, like `Predictor`.
+    """`model` on `rows`, see `embed` and `predict`.
 
     Raises:
         UserError: more than `data.max_broken` of `rows` cannot be read.
     """
-    dims = [encoder.dim for _, encoder in model.branches()]
+    return predict(task, model.head, reference, embed(task, model, rows, place))
 
-    def embed(inputs: Inputs, _: list[int]) -> Tensor:
-        return torch.cat(model.embed(inputs), 1)
 
-    branches = [name for name, _ in model.branches()]
-    found, values, skipped = infer(task, dict.fromkeys(branches, task.corpus), rows, place, embed, "float32")
+def embed(task: Task, model: ParrotModel, rows: Rows, place: Place, prosody: bool = False) -> Embedded:
+    """The embeddings of `rows`, in float32 like those of `Predictor`; with their `prosody` from the same reading.
+
+    Raises:
+        UserError: more than `data.max_broken` of `rows` cannot be read.
+    """
+    dims = {name: encoder.dim for name, encoder in model.branches()}
+
+    def compute(inputs: Inputs, _: list[int]) -> Tensor:
+        parts = [*model.embed(inputs)]
+        return torch.cat([*parts, _prosody(inputs).to(parts[0])] if prosody else parts, 1)
+
+    found, values, skipped = infer(task, dict.fromkeys(dims, task.corpus), rows, place, compute, "float32")
     task.refuse_broken(skipped, len(rows))
-    parts = dict(zip(branches, torch.split(torch.from_numpy(values), dims, 1), strict=True))
-    empty = torch.empty(len(found), 0)
-    mamba, attention = (parts.get(branch, empty).to(place.device) for branch in ("mamba", "attention"))
-    head = model.head
+    widths = [dims.get("mamba", 0), dims.get("attention", 0)]
+    mamba, attention, features = np.split(values, np.cumsum(widths), 1)
+    return Embedded(
+        found,
+        torch.from_numpy(mamba).to(place.device),
+        torch.from_numpy(attention).to(place.device),
+        features,
+        skipped,
+    )
+
+
+def predict(task: Task, head: Head, reference: Reference | None, embedded: Embedded) -> Evaluation:
+    """Logits of `embedded`: batch-coupled in the global batches of the evaluation plan, as in training, and, given a
+    `reference`, each utterance alone. A head that transports nothing has but one way.
+    """
+    mamba, attention = embedded.mamba, embedded.attention
     if not head.needs_reference:
-        return Evaluation(found, {PLAIN: _numpy(head.predict_alone(mamba, attention, None))}, skipped)
-    logits = {BATCH: _predict_coupled(task, head, found, mamba, attention)}
+        logits = {PLAIN: _numpy(head.predict_alone(mamba, attention, None))}
+        return Evaluation(embedded.rows, logits, embedded.skipped)
+    logits = {BATCH: _predict_coupled(task, head, embedded)}
     if reference is not None:
-        logits[REFERENCE] = _numpy(head.predict_alone(mamba, attention, reference.to(place.device)))
-    return Evaluation(found, logits, skipped)
+        logits[REFERENCE] = _numpy(head.predict_alone(mamba, attention, reference.to(mamba.device)))
+    return Evaluation(embedded.rows, logits, embedded.skipped)
 
 
 @torch.no_grad()
-def _predict_coupled(task: Task, head: Head, rows: Rows, mamba: Tensor, attention: Tensor) -> np.ndarray:
-    plan = task.evaluation_plan(rows)
-    logits = np.empty((len(rows), len(task.config.data.classes)), np.float32)
-    for step in range(plan.steps):
-        places = np.searchsorted(rows, plan.global_batch(step))
-        logits[places] = _numpy(head(mamba[places], attention[places]))
+def _predict_coupled(task: Task, head: Head, embedded: Embedded) -> np.ndarray:
+    logits = np.empty((len(embedded.rows), len(task.config.data.classes)), np.float32)
+    for places in embedded.batches(task):
+        logits[places] = _numpy(head(embedded.mamba[places], embedded.attention[places]))
     return logits
 
 
-def evaluate_prosody(task: Task, rows: Rows, place: Place) -> Scores:
-    """What a plain classifier on pitch, energy and timing statistics of the training utterances makes of `rows`."""
-
-    def features(inputs: Inputs, _: list[int]) -> Tensor:
-        waveforms = [item.cpu().numpy() for item in inputs["audio"] if isinstance(item, Tensor)]
-        return torch.from_numpy(np.stack([prosody_features(waveform) for waveform in waveforms]))
-
-    audio = {"audio": task.corpus}
-    train, train_features, _ = infer(task, audio, task.parts.train, place, features)
-    found, test_features, _ = infer(task, audio, rows, place, features)
-    predictions = prosody_baseline(
-        train_features.astype(np.float64), task.labels[train], test_features.astype(np.float64)
+def score_prosody(task: Task, embedded: Embedded, place: Place) -> Scores:
+    """What a plain classifier on pitch, energy and timing statistics of the training utterances makes of `embedded`,
+    which must have its own.
+    """
+    train, features, _ = infer(
+        task, {"audio": task.corpus}, task.parts.train, place, lambda inputs, _: _prosody(inputs)
     )
-    return score(task.labels[found], predictions, len(task.config.data.classes))
+    predictions = prosody_baseline(features.astype(np.float64), task.labels[train], embedded.prosody.astype(np.float64))
+    return score(task.labels[embedded.rows], predictions, len(task.config.data.classes))
+
+
+def _prosody(inputs: Inputs) -> Tensor:
+    """(b, F) float64 prosody of the waveforms that any branch is fed with."""
+    waveforms = [item.cpu().numpy() for item in next(iter(inputs.values())) if isinstance(item, Tensor)]
+    return torch.from_numpy(np.stack([prosody_features(waveform) for waveform in waveforms]))
+
+
+def _utterances(task: Task, rows: Rows) -> Utterances:
+    index = task.index
+    return Utterances(
+        task.labels[rows], task.speakers(rows), index.language[rows].tolist(), index.corpus[rows].tolist()
+    )
 
 
 def dump_predictions(task: Task, rows: Rows, logits: np.ndarray) -> bytes:

@@ -16,6 +16,7 @@ from parrot_dist.errors import UserError
 from parrot_dist.fusion import HEADS, Head, Reference, build_head
 from parrot_dist.training import checkpoint
 from parrot_dist.training.checkpoint import Found
+from parrot_dist.training.micro_batch import embed_in_parts
 
 MODEL_PART, REFERENCE_PART, CONFIG_PART = "model.safetensors", "reference.safetensors", "config.yaml"
 
@@ -25,10 +26,14 @@ Inputs = dict[str, list[Tensor | Activation]]
 class ParrotModel(nn.Module):
     """Waveforms to logits. A head that listens to one branch has only that encoder."""
 
-    def __init__(self, encoders: Mapping[str, Embedder], head: Head) -> None:
+    def __init__(self, encoders: Mapping[str, Embedder], head: Head, micro_batch: int = 0) -> None:
+        """`micro_batch`: rows that are embedded at a time where an encoder is trained, see `embed_in_parts`."""
         super().__init__()
         self.encoders = nn.ModuleDict(dict(encoders))
         self.head = head
+        for encoder in encoders.values():
+            encoder.keeps_frames = head.over_frames
+        self.micro_batch = micro_batch
 
     @classmethod
     def from_pretrained(cls, url: str) -> ParrotModel:
@@ -54,7 +59,9 @@ class ParrotModel(nn.Module):
         return logits
 
     def embed(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """The embeddings (b, Dm) and (b, Da) of the two branches; of no width for a branch that is not there."""
+        """The embeddings (b, Dm) and (b, Da) of the two branches, or the frames where the head takes these; of no
+        width for a branch that is not there.
+        """
         return self._embed_branch("mamba", inputs), self._embed_branch("attention", inputs)
 
     def _embed_branch(self, branch: str, inputs: Inputs) -> Tensor:
@@ -62,7 +69,9 @@ class ParrotModel(nn.Module):
         if branch not in self.encoders:
             return torch.empty(len(next(iter(inputs.values()))), 0, device=device)
         # A rank without rows still runs, and drops, one of silence: DDP waits for a gradient from every rank.
-        embedding: Tensor = self.encoders[branch](inputs[branch] or self.silence(branch))
+        embedder = self.encoders[branch]
+        assert isinstance(embedder, Embedder)
+        embedding = embed_in_parts(embedder, inputs[branch] or self.silence(branch), self.micro_batch)
         return embedding[: len(inputs[branch])]
 
     def silence(self, branch: str) -> list[Tensor | Activation]:
@@ -94,12 +103,13 @@ def build_model(config: Config) -> ParrotModel:
         try:
             encoder = load_encoder(settings.source, readout=settings.readout, revision=settings.revision)
             encoder.unfreeze(settings.unfreeze)
+            encoder.recompute = settings.recompute
         except UserError as error:
             raise type(error)(f"encoders.{branch}: {error}") from error
         encoders[branch] = encoder
     torch.manual_seed(config.seed)
     dims = {branch: encoder.dim for branch, encoder in encoders.items()}
-    return ParrotModel(encoders, build_configured_head(config, dims))
+    return ParrotModel(encoders, build_configured_head(config, dims), config.optim.micro_batch)
 
 
 def used_branches(config: Config) -> tuple[str, ...]:
@@ -121,6 +131,8 @@ def build_configured_head(config: Config, dims: dict[str, int]) -> Head:
         dropout=fusion.dropout,
         cost=fusion.cost,
         transport_scope=fusion.transport_scope,
+        plan_gradient=fusion.plan_gradient,
+        over=fusion.over,
     )
 
 

@@ -6,13 +6,15 @@ from parrot_dist import config as configuration
 from parrot_dist import storage
 from parrot_dist.config import Config
 from parrot_dist.errors import UserError
+from parrot_dist.reporting import tracking
+from parrot_dist.reporting.provenance import record_start
+from parrot_dist.reporting.view import View
 from parrot_dist.training import checkpoint
-from parrot_dist.training.checkpoint import Found
 from parrot_dist.training.model import CONFIG_PART, build_model, check_encoders
 from parrot_dist.training.task import check_corpus, check_task, open_task
 
 
-def prepare(config: Config) -> bool:
+def prepare(config: Config, view: View) -> bool:
     """Find everything that can be wrong before a worker starts, and write down the resolved configuration.
 
     Returns whether there is anything to do: not if the run is complete, which is then said.
@@ -39,19 +41,17 @@ def prepare(config: Config) -> bool:
         # An early stop is final as long as nobody asks for more.
         same = (earlier.optim.epochs, earlier.optim.patience) == (config.optim.epochs, config.optim.patience)
         if newest.manifest.finished and (same or newest.manifest.epoch >= config.optim.epochs):
-            print(f"{config.run_url} is complete after {newest.manifest.epoch} epochs; nothing to do")
-            print_places(config)
+            complete = f"{config.run_url} is complete after {newest.manifest.epoch} epochs; nothing to do"
+            view.show("message", text=complete)
+            show_end(view, config, "finished")
             return False
+    tracking.check(config)
     storage.write_bytes(storage.join(config.run_url, CONFIG_PART), configuration.dumps(config).encode())
+    record_start(config.run_url)
     return True
 
 
-def print_places(config: Config) -> None:
-    """Print where the run's checkpoints are."""
-    print(f"newest checkpoint: {url_of(checkpoint.newest(config.run_url))}")
-    print(f"best checkpoint:   {url_of(checkpoint.best(config.run_url))}")
-
-
-def url_of(found: Found | None) -> str:
-    """Where `found` is, for a person."""
-    return found.url if found else "the beginning: nothing was saved yet"
+def show_end(view: View, config: Config, how: str, why: str | None = None) -> None:
+    """Show how the run of `config` ended, and where its checkpoints are."""
+    newest, best = checkpoint.newest(config.run_url), checkpoint.best(config.run_url)
+    view.show("end", how=how, why=why, newest=newest and newest.url, best=best and best.url)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from parrot_dist import config, evaluate, storage
+from parrot_dist.local.s3 import S3Server
+from parrot_dist.reporting.provenance import read_starts
 from parrot_dist.training import checkpoint
 from parrot_dist.training.task import Task, open_task
+from tests.jobs import Material, settings, train_here
 
 FILES = {"confusion.svg", "predictions.parquet", "report.html", "scores.json"}
 
@@ -53,6 +58,8 @@ def test_everything_is_written_to_the_store_and_to_a_local_folder(
     assert "batch-coupled" in report
     assert "reference" in report
     assert "python -m parrot_dist.train --config" in report
+    assert "R_p (Mamba)" in report
+    assert "What transport brings together" in report
     assert 'src="http' not in report
     assert 'href="http' not in report
 
@@ -70,6 +77,9 @@ def test_the_predictions_are_those_of_the_test_speakers_and_bear_out_the_scores(
     assert list(scores) == ["batch-coupled", "reference"]
     right = sum(said == label for said, label in zip(table["prediction"], table["label"], strict=True))
     assert scores["batch-coupled"]["accuracy"] == pytest.approx(right / len(table["key"]))
+    assert set(scores["batch-coupled"]["speakers"]) == {f"tones/{speaker}" for speaker in table["speaker"]}
+    report = (tmp_path / "here" / "report.html").read_text()
+    assert report.count("data:audio/flac;base64,") == min(12, len(table["key"]) - right)
 
 
 def test_the_headline_can_be_single_utterances_against_the_reference_rows(
@@ -87,6 +97,14 @@ def test_the_validation_speakers_get_the_score_that_training_gave_them(program: 
     code, output, _ = program(finished_run.url, "--split", "validation", "--json")
     assert code == 0
     assert json.loads(output)["uar"] == pytest.approx(checkpoint.best(finished_run.url).manifest.score)
+
+
+def test_the_report_says_what_training_ran_on(program: Program, finished_run, tmp_path: Path) -> None:
+    (start,) = read_starts(finished_run.url)
+    assert start["torch"] == version("torch")
+    assert "commit" not in start  # what Ray ships to its cluster is no checkout
+    assert program(finished_run.url)[0] == 0
+    assert '<th scope="col" class="version">training' in (tmp_path / "runs" / "run" / "report.html").read_text()
 
 
 def test_a_checkpoint_within_an_epoch_has_no_reference_rows(program: Program, trained: Trained, tmp_path: Path) -> None:
@@ -107,6 +125,57 @@ def test_a_head_that_transports_nothing_has_one_way_of_predicting(
     scores = json.loads((tmp_path / "runs" / "run" / "scores.json").read_text())
     assert scores == {"model": json.loads(output)}
     assert set(storage.list_files(f"{trained(head)}/evaluation/step-00000006-test")) == FILES
+    report = (tmp_path / "runs" / "run" / "report.html").read_text()
+    assert "What transport brings together" not in report
+    assert ("R_p (Mamba)" in report) == (head == "concat")
+
+
+def test_two_checkpoints_are_compared_on_the_same_utterances(
+    program: Program, trained: Trained, tmp_path: Path
+) -> None:
+    run, other = trained("parrot"), trained("concat")
+    code, output, _ = program(run, "--against", other)
+    assert code == 0
+    assert f"against {other}/checkpoints/step-00000006, model:" in output
+    scores = json.loads((tmp_path / "runs" / "run" / "scores.json").read_text())
+    against = scores["batch-coupled"]["against"]
+    assert "against" not in scores["reference"]
+    assert f"{other}/checkpoints/step-00000006" in (tmp_path / "runs" / "run" / "report.html").read_text()
+    code, alone, _ = program(other, "--json")
+    for name, value in json.loads(alone).items():
+        if name in against["scores"]:
+            assert against["scores"][name] == pytest.approx(value)
+            gap = scores["batch-coupled"][name] - value
+            assert name == "utterances" or against["differences"][name]["value"] == pytest.approx(gap)
+
+
+def test_a_checkpoint_that_knows_the_speakers_is_not_compared_with_one_that_does_not(
+    program: Program, trained: Trained, material: Material, s3: S3Server
+) -> None:
+    words = ["fusion.name=concat", "optim.epochs=1", "data.split.fold=1"]
+    other = train_here(settings(material, f"s3://{s3.bucket}/other-fold", *words))
+    code, output, message = program(trained("parrot"), "--against", other)
+    assert (code, output) == (2, "")
+    assert "--against: 18 of the 18 utterances of " in message
+    assert "which was trained on 9 of them" in message
+    assert "tones/s5" in message
+    assert "same seed and data.split" in message
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [({"index_digest": "0" * 64}, "another corpus (index 000000000000)"), ({"classes": ["joy", "anger"]}, "classes")],
+)
+def test_checkpoints_of_another_corpus_or_of_other_classes_are_not_compared(
+    program: Program, trained: Trained, bucket_url: str, changed: dict[str, object], complaint: str
+) -> None:
+    found = checkpoint.locate(trained("concat"))
+    manifest = json.dumps(asdict(replace(found.manifest, **changed)))  # type: ignore[arg-type]
+    storage.write_bytes(f"{bucket_url}/other/{checkpoint.MANIFEST}", manifest.encode())
+    code, output, message = program(trained("parrot"), "--against", f"{bucket_url}/other")
+    assert (code, output) == (2, "")
+    assert f"--against: {bucket_url}/other " in message
+    assert complaint in message
 
 
 def test_a_place_without_a_checkpoint_is_a_users_mistake(program: Program, bucket_url: str) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
 
-from parrot_dist.reporting.metrics import SUMMARIES, bootstrap, score
+from parrot_dist.reporting.metrics import SUMMARIES, bootstrap, score, score_groups
 
 CLASSES = 5
 
@@ -36,6 +36,8 @@ def test_scores_are_those_of_scikit_learn(pair):
         recall_score(labels, predictions, labels=present, average="macro", zero_division=0)
     )
     assert scores.macro_f1 == pytest.approx(f1_score(labels, predictions, average="macro", zero_division=0))
+    assert scores.weighted_f1 == pytest.approx(f1_score(labels, predictions, average="weighted", zero_division=0))
+    assert scores.utterances == len(labels)
     np.testing.assert_array_equal(scores.confusion, confusion_matrix(labels, predictions, labels=np.arange(CLASSES)))
     assert scores.confusion.dtype == np.int64
     np.testing.assert_array_equal(np.isnan(scores.recall), ~np.isin(np.arange(CLASSES), present))
@@ -66,9 +68,23 @@ def test_uar_does_not_depend_on_how_often_a_class_occurs(pair, times):
     )
 
 
+@given(classified())
+def test_a_group_is_scored_as_if_it_were_alone(pair):
+    labels, predictions = pair
+    groups = speakers_of(len(labels))
+    scores = score_groups(labels, predictions, groups.tolist(), CLASSES)
+    assert list(scores) == sorted(set(groups))
+    for name, part in scores.items():
+        alone = score(labels[groups == name], predictions[groups == name], CLASSES)
+        np.testing.assert_array_equal(part.confusion, alone.confusion)
+        assert part.uar == alone.uar
+    total = sum(part.confusion for part in scores.values())
+    np.testing.assert_array_equal(total, score(labels, predictions, CLASSES).confusion)
+
+
 def test_a_perfect_prediction_of_some_classes_scores_one():
     scores = score([0, 2, 2], [0, 2, 2], 4)
-    assert (scores.accuracy, scores.uar, scores.macro_f1) == (1.0, 1.0, 1.0)
+    assert [getattr(scores, name) for name in SUMMARIES] == [1.0, 1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(

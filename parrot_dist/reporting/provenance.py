@@ -1,0 +1,58 @@
+"""Which code a run was made by: the commit it was started from, and the versions of what it ran on."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from parrot_dist import storage
+from parrot_dist.errors import UserError
+
+PROVENANCE = "provenance.json"  # of a run: one record for each start by other code than the one before
+PACKAGES = ("parrot-dist", "torch", "transformers", "ray", "POT")
+
+
+def provenance(folder: Path | None = None) -> dict[str, str]:
+    """Program -> version of this process, and `commit` where the code in `folder` (this package's) is a checkout.
+
+    What Ray ships to a cluster has no `.git`, and an installed package none of its own.
+    """
+    record = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    commit = _commit(folder or Path(__file__).parents[2])
+    return record | ({"commit": commit} if commit else {})
+
+
+def record_start(run_url: str) -> None:
+    """Note in the run at `run_url` what starts or resumes it, unless that is what it was before."""
+    starts = read_starts(run_url)
+    if starts[-1:] != [provenance()]:
+        data = json.dumps([*starts, provenance()], indent=1).encode()
+        storage.write_bytes(storage.join(run_url, PROVENANCE), data)
+
+
+def read_starts(run_url: str) -> list[dict[str, str]]:
+    """What `record_start` noted, oldest first; nothing for a checkpoint that was copied away from its run."""
+    try:
+        starts: list[Any] = json.loads(storage.read_bytes(storage.join(run_url, PROVENANCE)))
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return []
+        raise
+    return starts
+
+
+def _commit(folder: Path) -> str | None:
+    """The commit checked out in `folder`, with a word if files have been changed since; None without git or `.git`."""
+    if not (folder / ".git").exists():  # a repository further up is another project's
+        return None
+    try:
+        # --exclude: the commit's own name, not that of a tag before it.
+        describe = ["describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=, with changes"]
+        words = ["git", "-C", str(folder), *describe]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
