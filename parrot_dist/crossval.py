@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import sys
 
+from parrot_dist import config
 from parrot_dist.errors import exits_cleanly
-from parrot_dist.train import cluster, parse
+from parrot_dist.manual import Parser
+from parrot_dist.train import cluster
 
 
 @exits_cleanly
 def main() -> int:
     """Parse the command line, train and test every fold, show and write down what they give together."""
     arguments = sys.argv[1:]
-    settings = parse(
-        arguments,
+    parser = Parser(
         "crossval",
-        "Train a run for each of data.split.folds folds, as many at once as the cluster has room for, and test each on "
-        "the speakers it has not heard. The same command again goes on with what is not finished.",
+        "Train a run for each fold (data.split), as many at once as the cluster has room for, and test each on what it "
+        "has not heard. The same command again goes on with what is not finished.",
     )
+    args = parser.parse_intermixed_args(arguments)
+    settings = config.load(args.config, args.words)
     with cluster(settings.scale):
         from parrot_dist.training.folds import cross_validate
 

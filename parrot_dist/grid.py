@@ -18,6 +18,8 @@ from parrot_dist.config import Branch, Config, Encoders
 from parrot_dist.errors import UserError
 from parrot_dist.fusion import HEADS
 
+GIVEN_BY_THE_GRID = ("encoders", "fusion.name", "fusion.branch", "data.split.fold")
+
 
 @dataclass
 class Grid:
@@ -82,7 +84,7 @@ def load(files: list[str], words: list[str]) -> list[Experiment]:
         UserError: a file or a setting cannot be used, or there is no corpus, or two are called the same.
     """
     trees = {file: configuration.read_yaml(file) for file in files}
-    own = {file: tree for file, tree in trees.items() if OmegaConf.select(tree, "data.shards") is not None}
+    own = {file: tree for file, tree in trees.items() if "shards" in (tree.get("data") or {})}
     shared = [tree for file, tree in trees.items() if file not in own]
     if not own:
         raise UserError("--config: none of the files names a corpus (data.shards)")
@@ -91,8 +93,9 @@ def load(files: list[str], words: list[str]) -> list[Experiment]:
     names = [experiment.config.name for experiment in experiments]
     if len(set(names)) < len(names):
         raise UserError(f"name: two corpora are called the same, of {', '.join(names)}")
-    if len({experiment.config.output for experiment in experiments}) > 1:
-        raise UserError("output: must be one place for all corpora of a table")
+    for key in ("output", "scale"):
+        if any(getattr(one.config, key) != getattr(experiments[0].config, key) for one in experiments):
+            raise UserError(f"{key}: must be the same for all corpora of a table")
     return experiments
 
 
@@ -102,15 +105,27 @@ def _experiment(file: str, layers: list[DictConfig]) -> Experiment:
         assert isinstance(tree, DictConfig)
         grid = OmegaConf.merge(OmegaConf.structured(Grid), tree.pop("grid", {}))
         made = cast(Grid, OmegaConf.to_object(grid))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise UserError(f"{file}: grid: {str(error).splitlines()[0]}") from error
     _check(made)
-    if "encoders" in tree:
-        raise UserError(f"{file}: encoders: a table combines those of grid.encoders")
-    first = next(iter(made.encoders.values()))
+    given = [key for key in GIVEN_BY_THE_GRID if OmegaConf.select(tree, key, default=None) is not None]
+    if given:
+        raise UserError(f"{file}: {given[0]}: every cell of a table has its own; see grid.encoders and grid.heads")
+    encoders = {
+        name: replace(one, source=configuration.absolute_source(one.source)) for name, one in made.encoders.items()
+    }
+    first = next(iter(encoders.values()))
     # Every cell has its own; here they only make the settings complete, so that all can be checked at once.
     tree.encoders = {branch: {"source": first.source} for branch in ("mamba", "attention")}
-    return Experiment(configuration.complete([tree]), made)
+    config = configuration.complete([tree])
+    for unfit, key in (
+        (config.fusion.over == "frames", "fusion.over"),
+        (config.data.augment.on, "data.augment"),
+        (not config.data.keep_frozen, "data.keep_frozen"),
+    ):
+        if unfit:
+            raise UserError(f"{file}: {key}: the cells of a table share kept embeddings of the audio as it is")
+    return Experiment(config, Grid(encoders, made.heads))
 
 
 def _check(grid: Grid) -> None:
@@ -122,5 +137,7 @@ def _check(grid: Grid) -> None:
     thawed = [name for name, branch in grid.encoders.items() if branch.unfreeze != "none"]
     if thawed:
         raise UserError(f"grid.encoders.{thawed[0]}.unfreeze: the cells of a table share frozen encoders")
+    if not grid.heads:
+        raise UserError("grid.heads: must name a head")
     for head in grid.heads:
         HEADS[head]

@@ -45,7 +45,7 @@ def parse(arguments: list[str]) -> list[Experiment]:
     )
     parser.add_argument("words", nargs="*", metavar="key=value", help="settings that override those of all files")
     args = parser.parse_intermixed_args(arguments)
-    words = [word for word in [*args.words, *args.config] if "=" in word]  # --config takes what follows it
+    words = [*args.words, *(word for word in args.config if "=" in word)]  # --config takes what follows it
     return grid.load([file for file in args.config if "=" not in file], words)
 
 

@@ -88,6 +88,11 @@ def missing_parts(entry: str, rows: int) -> list[int]:
     return [part for part in range(-(-rows // PART_ROWS)) if _name(part) + PLACES not in there]
 
 
+def has_part(entry: str, part: int) -> bool:
+    """Whether the entry has the part now."""
+    return storage.exists(storage.join(entry, _name(part) + PLACES))
+
+
 def _name(part: int) -> str:
     return f"part-{part:06d}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from parrot_dist.data.index import Index, Strings
 from parrot_dist.data.plan import Rows
 from parrot_dist.errors import UserError
 
-PARTITION = {"train": "train", "val": "validation", "dev": "validation", "test": "test"}
+PARTITION = {"train": "train", "val": "validation", "dev": "validation", "test": "test", "eval": "test"}
 """How the name of an official part begins, and what the part is for: MELD's `dev`, MSP-Podcast's `Test1`."""
 
 
@@ -49,23 +50,27 @@ def split_rows(index: Index, rows: Rows, split: Split, seed: int) -> Parts:
         held_out = _every_nth([name for name in fold_of if name in training], split.validation)
         part_of[(part_of == "train") & np.isin(speaker_of, held_out)] = "validation"
     parts = [np.sort(rows[part_of == part]) for part in ("train", "validation", "test")]
+    if not all(len(part) for part in parts) and split.by == "corpus":
+        raise UserError(
+            "data.split.by: no second speaker of the corpus's own training part can be held out to validate"
+        )
     if not all(len(part) for part in parts):
         raise UserError(
-            f"data.split: {len(fold_of)} speakers cannot fill {split.folds} folds and a validation part; "
+            f"data.split: {len(fold_of)} {split.by} cannot fill {split.folds} folds and a validation part; "
             "lower data.split.folds"
         )
     return Parts(*parts)
 
 
-def count_folds(index: Index, split: Split) -> int:
-    """How many folds a cross-validation has: `split.folds`, or as many as the corpus says.
+def count_folds(index: Index, rows: Rows, split: Split) -> int:
+    """How many folds a cross-validation over `rows` has: `split.folds`, or as many as the corpus says.
 
     Raises:
         UserError: the corpus was to say, and has no folds of its own.
     """
     if split.by != "corpus":
         return split.folds
-    names = _official_names(index.fold)
+    names = _official_names(index.fold[rows])
     return 1 if _is_partition(names) else len(names)
 
 
@@ -83,18 +88,31 @@ def _official_parts(fold_of: Strings, fold: int) -> Strings:
 
 
 def _official_names(fold_of: Strings) -> list[str]:
-    names = sorted(set(fold_of.tolist()))
+    names = sorted(set(fold_of.tolist()), key=_by_number)
     if "" in names or len(names) < 2:
         raise UserError("data.split.by: the corpus has no folds of its own; use data.split.by=speakers")
     return names
 
 
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """A key that sorts "Session10" behind "Session2"."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
 def _is_partition(names: list[str]) -> bool:
-    return {"train", "test"} <= {_use(name) for name in names}
+    """Whether the names are those of parts, and not of folds.
+
+    Raises:
+        UserError: of parts, of which one is missing.
+    """
+    uses = {_use(name) for name in names} - {"unused"}
+    if uses and not {"train", "test"} <= uses:
+        raise UserError(f"data.split.by: {', '.join(names)} are neither folds nor a training and a test part")
+    return bool(uses)
 
 
 def _use(name: str) -> str:
-    return next((use for prefix, use in PARTITION.items() if name.lower().startswith(prefix)), "unused")
+    return next((use for prefix, use in PARTITION.items() if name.strip().lower().startswith(prefix)), "unused")
 
 
 def _every_nth(speakers: list[str], share: float) -> list[str]:

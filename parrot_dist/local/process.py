@@ -55,6 +55,26 @@ def exit_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """A block that SIGTERM ends as Ctrl-C does, with its own exit code; for a driver of Ray, which turns every other
+    exception out of a signal handler into exit code 1.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(128 + received[0] if received else 128 + signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main() -> int:
     """Run the command given as arguments until it ends or standard input closes; its exit code."""
     command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)

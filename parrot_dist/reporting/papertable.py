@@ -57,19 +57,20 @@ PUBLISHED: dict[tuple[str, str, frozenset[str]], tuple[float, float]] = {
 def tables(results: Results) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """(corpus, header, rows) of each table: those of single encoders, then those of pairs.
 
-    A cell is the mean and standard deviation (of the sample, n - 1) of accuracy and macro-F1 over the folds, percent; the
-    published figures stand beside it where the paper has any of the head.
+    A cell is the mean and standard deviation (of the sample, n - 1) of accuracy and macro-F1 over the folds, percent;
+    the published figures stand beside it where the paper has any of the head.
     """
     for corpus, size in dict.fromkeys((cell.corpus, len(cell.encoders)) for cell in results):
         here = {cell: result for cell, result in results.items() if (cell.corpus, len(cell.encoders)) == (corpus, size)}
         columns = list(dict.fromkeys(cell.head for cell in here))
+        folds = len({cell.fold for cell in here})
         known = {head for one, head, _ in PUBLISHED if one == corpus}
         header = [title for head in columns for title in [head, *(["published"] if head in known else [])]]
         rows = []
         for encoders in dict.fromkeys(cell.encoders for cell in here):
             row = [" + ".join(encoders)]
             for head in columns:
-                row.append(" / ".join(_spread(_folds(here, corpus, encoders, head, name)) for name in SHOWN))
+                row.append(_cell([_folds(here, corpus, encoders, head, name) for name in SHOWN], folds))
                 row += [_published(corpus, encoders, head)] if head in known else []
             rows.append(row)
         yield corpus, ["", *header], rows
@@ -126,6 +127,12 @@ def _folds(results: Results, corpus: str, encoders: tuple[str, ...], head: str, 
     """A score of every fold, percent."""
     wanted = (corpus, encoders, head)
     return [100 * result[name] for cell, result in results.items() if (cell.corpus, cell.encoders, cell.head) == wanted]
+
+
+def _cell(scores: list[list[float]], folds: int) -> str:
+    done = len(scores[0])
+    missing = f" ({done} of {folds} folds)" if 0 < done < folds else ""
+    return " / ".join(map(_spread, scores)) + missing if done else "-"
 
 
 def _spread(values: list[float]) -> str:

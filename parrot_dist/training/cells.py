@@ -14,13 +14,13 @@ from torch import Tensor
 
 from parrot_dist import storage
 from parrot_dist.config import Branch, Config
-from parrot_dist.data.frozen import FrozenCorpus, missing_parts
+from parrot_dist.data.frozen import FrozenCorpus, has_part, missing_parts
 from parrot_dist.encoders import Embedded, load_encoder
 from parrot_dist.reporting.metrics import Scores, score
 from parrot_dist.training.inference import Place, infer
 from parrot_dist.training.loop import Loop
 from parrot_dist.training.model import ParrotModel, build_configured_head
-from parrot_dist.training.prefix import entry_key, fill_part
+from parrot_dist.training.prefix import entry_key, fill_part, from_own_start
 from parrot_dist.training.task import open_task
 
 
@@ -53,8 +53,9 @@ def embed(config: Config, encoder: Branch, share: int, shares: int) -> Embedding
     entry = storage.join(config.cache_url, entry_key(task, loaded))
     missing = [part for part in missing_parts(entry, len(task.index)) if part % shares == share]
     loaded.to(place.device)
-    for part in missing:
-        fill_part(task, loaded, entry, part, place)
+    for part in from_own_start(missing, config.name):
+        if not has_part(entry, part):  # another table may be at it too
+            fill_part(task, loaded, entry, part, place)
     return Embeddings(entry, loaded.dim)
 
 
@@ -109,3 +110,6 @@ class Silent:
     def stop_wanted(self) -> bool:
         """Never: a cell is ended with its process."""
         return False
+
+    def at(self, step: int) -> None:
+        """Let the step pass."""

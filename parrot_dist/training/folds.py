@@ -12,11 +12,10 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
-import ray
 
 from parrot_dist import storage
 from parrot_dist.config import Config
-from parrot_dist.data.split import count_folds
+from parrot_dist.local.process import interrupted_by_sigterm
 from parrot_dist.reporting.metrics import SUMMARIES, Scores, score
 from parrot_dist.reporting.plots import confusion_svg
 from parrot_dist.reporting.table import show_table
@@ -26,7 +25,7 @@ from parrot_dist.training.inference import Place
 from parrot_dist.training.launch import connect
 from parrot_dist.training.model import load_checkpoint
 from parrot_dist.training.task import Task, open_task
-from parrot_dist.training.trainer import resources_of
+from parrot_dist.training.tasks import room, run_all
 
 
 def cross_validate(config: Config, arguments: list[str]) -> int:
@@ -34,15 +33,15 @@ def cross_validate(config: Config, arguments: list[str]) -> int:
 
     Returns 0, or the exit code of the first run that did not finish: the same call goes on with it.
     """
-    index = open_task(of_fold(config, 0)).index
-    folds = [of_fold(config, fold) for fold in range(count_folds(index, config.data.split))]
-    with connect(), Runs() as runs, ThreadPoolExecutor(_room(config)) as pool:
-        codes = list(pool.map(lambda one: runs.train(one, arguments), folds))
+    folds = [of_fold(config, fold) for fold in range(open_task(of_fold(config, 0)).folds)]
+    with connect():
+        with Runs() as runs, ThreadPoolExecutor(room(config.scale, config.scale.num_workers)) as pool:
+            codes = list(pool.map(lambda one: runs.train(one, arguments), folds))
         if any(codes):
             return next(code for code in codes if code)
-        need = resources_of(config.scale)
-        test = ray.remote(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0))(test_fold)
-        evaluations: list[Evaluation] = ray.get([test.remote(one.run_url) for one in folds])
+        with interrupted_by_sigterm():
+            tested = dict(run_all(test_fold, [(one.run_url,) for one in folds], config.scale))
+    evaluations = [tested[fold] for fold in range(len(folds))]
     publish(config, evaluations)
     return 0
 
@@ -79,6 +78,8 @@ class Runs:
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         ) as process:
             self._processes.append(process)
+            if self._signal:  # it came while the process was made
+                process.send_signal(self._signal)
             assert process.stdout is not None
             for line in process.stdout:
                 print(f"{config.name}: {line.rstrip()}", flush=True)
@@ -105,10 +106,10 @@ class Summary:
     folds: list[Scores]
     pooled: Scores
 
-    def spread(self, name: str) -> tuple[float, float]:
-        """Mean and standard deviation (of the sample, n - 1) of a score over the folds."""
+    def spread(self, name: str) -> tuple[float, float | None]:
+        """Mean and standard deviation (of the sample, n - 1) of a score over the folds; None of a single one."""
         values = np.array([getattr(fold, name) for fold in self.folds])
-        return float(values.mean()), float(values.std(ddof=1))
+        return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -149,11 +150,5 @@ def _rows(summary: Summary) -> list[list[str]]:
         [str(number), *(f"{getattr(fold, name):.3f}" for name in SUMMARIES)]
         for number, fold in enumerate(summary.folds)
     ]
-    return [*folds, ["mean", *("{:.3f} ± {:.3f}".format(*summary.spread(name)) for name in SUMMARIES)]]
-
-
-def _room(config: Config) -> int:
-    """How many runs the cluster has room for at once."""
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    need = {name: each * config.scale.num_workers for name, each in resources_of(config.scale).items()}
-    return max(1, min(int(there.get(name, 0) // amount) for name, amount in need.items()))
+    spreads = [summary.spread(name) for name in SUMMARIES]
+    return [*folds, ["mean", *(f"{mean:.3f}" + (f" ± {std:.3f}" if std is not None else "") for mean, std in spreads)]]

@@ -6,31 +6,35 @@ import gc
 import hashlib
 import json
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import ray
-from ray.exceptions import RayTaskError
 from rich.console import Console
 from rich.progress import track
 
 from parrot_dist import config as configuration
 from parrot_dist import storage
-from parrot_dist.config import Config, Scale
-from parrot_dist.data.split import count_folds
-from parrot_dist.errors import UserError
+from parrot_dist.config import Config
+from parrot_dist.errors import Unreachable, UserError
 from parrot_dist.grid import Cell, Experiment, cells_of, config_of
-from parrot_dist.local.process import exit_on_sigterm
+from parrot_dist.local.process import interrupted_by_sigterm
 from parrot_dist.reporting.papertable import Results, markdown, show, to_json
 from parrot_dist.training.cells import Embeddings, Outcome, embed, train_cell
 from parrot_dist.training.launch import connect
 from parrot_dist.training.task import check_task, open_task
-from parrot_dist.training.trainer import resources_of
+from parrot_dist.training.tasks import room, run_all
 
+FORMAT = 1  # raise it when a cell is trained otherwise than before
 FOLDER = "papertable"
+NAMED = 10  # cells that cannot be trained, of which the person is told why
+WITHOUT_EFFECT = {
+    key
+    for key in configuration.schema_keys()
+    if key in configuration.FREE_TO_CHANGE or key.partition(".")[0] in configuration.FREE_TO_CHANGE
+} - {"optim.epochs", "optim.patience"} | {"fusion.reference_rows"}
+"""Settings that change where and how a cell is trained, but not what becomes of it."""
 LINES = 20  # of progress, where there is no terminal
 
 Result = TypeVar("Result")
@@ -48,32 +52,36 @@ def fill_table(experiments: list[Experiment]) -> None:
     tasks = [open_task(one.config) for one in experiments]
     for task in tasks:
         check_task(task)
-    folds = [count_folds(task.index, task.config.data.split) for task in tasks]
-    with connect():
-        exit_on_sigterm()  # Ray's own handler, which connecting sets, ends at once and leaves its files behind
+    scale = experiments[0].config.scale
+    with connect(), interrupted_by_sigterm():
         embeddings = embed_all(experiments)
         works = [
             Work.of(cell, one, embeddings)
-            for one, count in zip(experiments, folds, strict=True)
-            for cell in cells_of(one, count)
+            for one, task in zip(experiments, tasks, strict=True)
+            for cell in cells_of(one, task.folds)
         ]
         done = storage.list_files(storage.join(output, FOLDER))
         missing = [work for work in works if work.file not in done]
         print(f"{len(works)} trainings, {len(works) - len(missing)} of them done before", flush=True)
-        training = run_all(train_and_keep, [(work, output) for work in missing], _need(experiments))
-        deque(count_off(training, "trained", len(missing)), maxlen=0)
+        calls = [(work, output) for work in missing]
+        faults = dict(count_off(run_all(train_and_keep, calls, scale), "trained", len(calls)))
+        done = storage.list_files(storage.join(output, FOLDER))
+    there = [work for work in works if work.file in done]
     with ThreadPoolExecutor(16) as pool:
-        texts = pool.map(lambda work: storage.read_bytes(storage.join(output, FOLDER, work.file)), works)
-        results: Results = {work.cell: json.loads(text) for work, text in zip(works, texts, strict=True)}
+        texts = pool.map(lambda work: storage.read_bytes(storage.join(output, FOLDER, work.file)), there)
+        results: Results = {work.cell: json.loads(text) for work, text in zip(there, texts, strict=True)}
     publish(experiments, results)
+    if len(there) < len(works):
+        why = [f"  {missing[number].cell}: {fault}" for number, fault in sorted(faults.items()) if fault]
+        raise UserError(f"{len(why)} of {len(works)} trainings cannot be done:\n" + "\n".join(why[:NAMED]))
 
 
 @dataclass(frozen=True)
 class Work:
     """A cell with all that its training needs, and the file that keeps what became of it.
 
-    The file's name says everything that the numbers depend on, so what is there need not be done again, and anything
-    else, be it a setting, an encoder or the corpus, has another name.
+    The file's name says what the numbers depend on, so what is there need not be done again, and anything else, be it a
+    setting, an encoder or the corpus, has another name.
     """
 
     cell: Cell
@@ -90,20 +98,26 @@ class Work:
     @property
     def file(self) -> str:
         """Its name below the table's folder."""
-        computed = replace(self.config, output="", scale=Scale(), data=replace(self.config.data, cache="", workers=0))
+        settings = {key: value for key, value in configuration.flat(self.config).items() if key not in WITHOUT_EFFECT}
         entries = [one.entry.rpartition("/")[2] for one in self.embeddings.values()]
-        digest = hashlib.sha256("\n".join([configuration.dumps(computed), *entries]).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([FORMAT, settings, entries], sort_keys=True).encode()).hexdigest()
         cell = self.cell
         return f"{cell.corpus}/{'_'.join(cell.encoders)}/{cell.head}/fold{cell.fold}-{digest[:16]}.json"
 
 
-def train_and_keep(work: Work, output: str) -> None:
-    """Train a cell, and keep what became of it."""
-    outcome = train_cell(work.config, work.embeddings)
+def train_and_keep(work: Work, output: str) -> str:
+    """Train a cell, and keep what became of it; or say why it cannot be done."""
+    try:
+        outcome = train_cell(work.config, work.embeddings)
+    except Unreachable:
+        raise  # Ray tries again
+    except UserError as error:
+        return str(error)
     storage.write_bytes(storage.join(output, FOLDER, work.file), json.dumps(plain(outcome)).encode())
     # A training refers to itself, and Python does not see how large its tensors are: without this, the process, which
     # goes on to the next cell, grows by 30 MB with each.
     gc.collect()
+    return ""
 
 
 def plain(outcome: Outcome) -> dict[str, Any]:
@@ -121,31 +135,12 @@ def plain(outcome: Outcome) -> dict[str, Any]:
 def embed_all(experiments: list[Experiment]) -> dict[tuple[str, str], Embeddings]:
     """(corpus, encoder) -> its embeddings, all complete; several tasks share a corpus where the cluster has room."""
     pairs = [(one, name) for one in experiments for name in one.grid.encoders]
-    shares = -(-_room(experiments) // len(pairs))
+    scale = experiments[0].config.scale
+    shares = -(-room(scale) // len(pairs))
     calls = [(one.config, one.grid.encoders[name], share, shares) for one, name in pairs for share in range(shares)]
-    done = count_off(run_all(embed, calls, _need(experiments)), "embedded", len(calls))
+    done = count_off(run_all(embed, calls, scale), "embedded", len(calls))
     found = {number // shares: embeddings for number, embeddings in done}
     return {(one.config.name, name): found[number] for number, (one, name) in enumerate(pairs)}
-
-
-def run_all(
-    function: Callable[..., Result], calls: list[tuple[Any, ...]], need: dict[str, float]
-) -> Iterator[tuple[int, Result]]:
-    """(number of the call, result) of every call of `function` as a task that needs so much of a node, as they end.
-
-    Raises:
-        UserError: one of them did.
-    """
-    task = ray.remote(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0))(function)
-    running = {task.remote(*call): number for number, call in enumerate(calls)}
-    while running:
-        (ready,), _ = ray.wait(list(running))
-        try:
-            yield running.pop(ready), ray.get(ready)
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise UserError(str(error.cause)) from error
-            raise
 
 
 def count_off(results: Iterable[Result], what: str, total: int) -> Iterator[Result]:
@@ -162,17 +157,10 @@ def count_off(results: Iterable[Result], what: str, total: int) -> Iterator[Resu
 def publish(experiments: list[Experiment], results: Results) -> None:
     """Show the table; write it as Markdown and JSON."""
     place = storage.join(experiments[0].config.output, FOLDER)
-    storage.write_bytes(storage.join(place, "table.json"), json.dumps(to_json(results), indent=1).encode())
+    settings = {one.config.name: configuration.flat(one.config) for one in experiments}
+    encoders = {name: branch.source for one in experiments for name, branch in one.grid.encoders.items()}
+    described = {"settings": settings, "encoders": encoders, "cells": to_json(results)}
+    storage.write_bytes(storage.join(place, "table.json"), json.dumps(described, indent=1).encode())
     storage.write_bytes(storage.join(place, "table.md"), markdown(results).encode())
     show(results)
     print(f"\nwritten to {place}/table.md and table.json")
-
-
-def _need(experiments: list[Experiment]) -> dict[str, float]:
-    return resources_of(experiments[0].config.scale)
-
-
-def _room(experiments: list[Experiment]) -> int:
-    """How many tasks the cluster has room for at once."""
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return max(1, min(int(there.get(name, 0) // amount) for name, amount in _need(experiments).items()))

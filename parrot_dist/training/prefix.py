@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 
 import numpy as np
 import torch
 
 from parrot_dist import storage
-from parrot_dist.data.frozen import FrozenCorpus, missing_parts, part_rows, write_part
+from parrot_dist.data.frozen import FrozenCorpus, has_part, missing_parts, part_rows, write_part
 from parrot_dist.data.stream import Skipped, Source, Utterance
 from parrot_dist.encoders import Activation, Encoder
 from parrot_dist.training.inference import Item, Place, autocast
@@ -30,25 +31,38 @@ def open_feeds(task: Task, model: ParrotModel, place: Place, reporter: Listener)
         Stopped: `reporter` asked for it; the parts that are done stay.
     """
     feeds: dict[str, Source[Item]] = {}
+    augmented = task.config.data.augment.on
+    if augmented and place.rank == 0:
+        reporter.put("message", text="data.augment: waveforms change, so frozen layers compute in every epoch anew")
     for branch, encoder in model.branches():
-        if not task.config.data.keep_frozen or not encoder.has_prefix:
+        if augmented or not task.config.data.keep_frozen or not encoder.has_prefix:
             feeds[branch] = task.corpus
             continue
         entry = storage.join(task.config.cache_url, entry_key(task, encoder))
         missing = place.collect(missing_parts(entry, len(task.index)) if place.rank == 0 else None)[0]
+        missing = from_own_start(missing, task.config.name)
         if place.rank == 0:
             state = "to be computed once" if missing else "computed before"
             reporter.put("message", text=f"frozen part of {branch}: {state} ({entry})")
         # The exchange also means that nobody reads before everybody has written.
         for done in range(0, len(missing), place.world_size):
             for part in missing[done + place.rank : done + place.rank + 1]:
-                fill_part(task, encoder, entry, part, place)
+                if not has_part(entry, part):
+                    fill_part(task, encoder, entry, part, place)
             if place.rank == 0:
                 reporter.put("fill", branch=branch, done=done, parts=len(missing))
             if place.exchange([place.rank == 0 and reporter.stop_wanted()]).any():
                 raise Stopped
         feeds[branch] = FrozenCorpus.open(entry, task.index)
     return feeds
+
+
+def from_own_start(parts: list[int], run: str) -> list[int]:
+    """`parts` in turn from one that depends on the run's name: folds that fill an entry at once meet half-way, and find
+    the rest done.
+    """
+    start = zlib.crc32(run.encode()) % max(1, len(parts))
+    return parts[start:] + parts[:start]
 
 
 def entry_key(task: Task, encoder: Encoder) -> str:

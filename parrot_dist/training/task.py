@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from parrot_dist import storage
 from parrot_dist.config import Config, Data
+from parrot_dist.data.augmentation import Augmentation
 from parrot_dist.data.index import Index, check_index, read_index
 from parrot_dist.data.plan import EpochPlan, Rows, sequential_epoch, shuffled_epoch
-from parrot_dist.data.split import Parts, split_rows
+from parrot_dist.data.split import Parts, count_folds, split_rows
 from parrot_dist.data.stream import Corpus, Skipped
 from parrot_dist.errors import UserError
 from parrot_dist.training.checkpoint import Found
@@ -22,7 +25,7 @@ class Task:
     """The samples of a run.
 
     Attributes:
-        labels: (n,) class number of each row of the index; LEFT_OUT for a row that is in no part.
+        labels: (n,) class number of each row of the index; LEFT_OUT where its label is mapped to nothing.
         parts: which rows train, validate and test.
     """
 
@@ -56,6 +59,15 @@ class Task:
         """Who speaks in each of `rows`; a name belongs to its corpus."""
         return [f"{self.index.corpus[row]}/{self.index.speaker[row]}" for row in rows]
 
+    @property
+    def folds(self) -> int:
+        """How many folds a cross-validation of it has.
+
+        Raises:
+            UserError: as `count_folds`.
+        """
+        return count_folds(self.index, np.flatnonzero(self.labels != LEFT_OUT), self.config.data.split)
+
     def training_plan(self, epoch: int) -> EpochPlan:
         """Epoch `epoch`, counted from 0, of training."""
         data = self.config.data
@@ -68,7 +80,16 @@ class Task:
             batch_size=self.config.optim.batch_size,
             window=data.window,
             drop_last=data.last_batch == "drop",
+            lengths=self.index.samples if data.bucketing else None,
+            labels=self.labels if data.sampling == "balanced" else None,
         )
+
+    def augmentation(self, epoch: int) -> Augmentation | None:
+        """How epoch `epoch` of training changes waveforms; None: not at all."""
+        augment = self.config.data.augment
+        if not augment.on:
+            return None
+        return Augmentation(self.config.seed, epoch, augment.noise, augment.gain_db, augment.speed)
 
     def evaluation_plan(self, rows: Rows) -> EpochPlan:
         """Every one of `rows` once."""
@@ -92,7 +113,16 @@ def open_task(config: Config) -> Task:
             f"optim.batch_size: {config.data.shards} has {len(parts.train)} training utterances, "
             f"fewer than one global batch of {config.optim.batch_size}"
         )
-    return Task(config, index, Corpus.of(config.data.shards, index, config.data.max_seconds), labels, parts)
+    return Task(config, index, open_corpus(config.data, index), labels, parts)
+
+
+def open_corpus(data: Data, index: Index) -> Corpus:
+    """The shards of `index` as a source of utterances, kept on the disk of this node if that is wanted."""
+    corpus = Corpus.of(data.shards, index, data.max_seconds)
+    if not data.node_cache_gb:
+        return corpus
+    folder = Path(data.node_cache) if data.node_cache else storage.node_folder()
+    return corpus.kept_on_node(folder / "shards.cache", int(data.node_cache_gb * 1e9), index)
 
 
 def number_labels(index: Index, data: Data) -> Rows:
@@ -104,6 +134,11 @@ def number_labels(index: Index, data: Data) -> Rows:
     number = {name: i for i, name in enumerate(data.classes)}
     number |= {label: LEFT_OUT if name is None else number[name] for label, name in data.emotions.items()}
     given = set(index.label.tolist())
+    if unheard := sorted(set(data.emotions) - given):
+        raise UserError(
+            f"data.emotions: no utterance of {data.shards} is labelled {', '.join(unheard)}; "
+            f"its labels are {', '.join(sorted(given))}"
+        )
     if strange := sorted(given - set(number)):
         raise UserError(
             f"data.classes: {data.shards} holds utterances labelled {', '.join(strange)}, "

@@ -10,9 +10,13 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
+from parrot_dist import config as configuration
 from parrot_dist import storage
 from parrot_dist.data.index import read_index
 from parrot_dist.local.cluster import RayHead, client_environment
+from parrot_dist.training import checkpoint
+from parrot_dist.training.model import CONFIG_PART
+from parrot_dist.training.task import open_task
 from tests.jobs import Material, settings
 
 pytestmark = pytest.mark.cluster
@@ -34,11 +38,27 @@ def test_every_fold_is_trained_once_and_tests_the_speakers_it_has_not_heard(
     output = crossval(words, ray_cluster)
     assert "run-fold0: epoch 1/1" in output
     assert "run-fold1: epoch 1/1" in output
-    assert "mean" in output.split("run-folds")[0]
     place = f"{bucket_url}/run-folds"
     table = pq.read_table(io.BytesIO(storage.read_bytes(f"{place}/predictions.parquet")))
     assert sorted(table["key"].to_pylist()) == sorted(read_index(material.corpus).key.tolist())
-    (scores,) = json.loads(storage.read_bytes(f"{place}/scores.json")).values()
+    published = storage.read_bytes(f"{place}/scores.json")
+    (scores,) = json.loads(published).values()
     assert len(scores["folds"]) == 2
     assert scores["uar"]["mean"] == pytest.approx(sum(fold["uar"] for fold in scores["folds"]) / 2)
+    assert f"{scores['uar']['mean']:.3f} ± {scores['uar']['std']:.3f}" in output
+    index = read_index(material.corpus)
+    speaker = dict(zip(index.key.tolist(), index.speaker.tolist(), strict=True))
+    for fold in range(2):
+        manifest = checkpoint.best(f"{bucket_url}/run-fold{fold}")
+        assert manifest is not None
+        config = configuration.loads(checkpoint.read_part(manifest, CONFIG_PART).decode())
+        parts = open_task(config).parts
+        heard = {speaker[index.key[row]] for row in [*parts.train, *parts.validation]}
+        assert not heard & {speaker[index.key[row]] for row in parts.test}
     assert b"<svg" in storage.read_bytes(f"{place}/confusion.svg")
+    # What is lost is trained again, and nothing else.
+    storage.delete(f"{bucket_url}/run-fold1")
+    output = crossval(words, ray_cluster)
+    assert "run-fold0: epoch" not in output
+    assert "run-fold1: epoch 1/1" in output
+    assert storage.read_bytes(f"{place}/scores.json") == published

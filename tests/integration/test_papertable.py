@@ -61,7 +61,7 @@ def test_the_papers_tables_in_miniature(tmp_path: Path, bucket_url: str, ray_clu
     assert "embedded 6/6" in output
     assert "18 trainings, 0 of them done before" in output
     place = f"{bucket_url}/out/papertable"
-    cells = json.loads(storage.read_bytes(f"{place}/table.json"))
+    cells = json.loads(storage.read_bytes(f"{place}/table.json"))["cells"]
     assert len(cells) == 18
     assert {cell["corpus"] for cell in cells} == {"CREMA-D", "Emo-DB", "MESD"}
     tested = sum(np.sum(cell["confusion"]) for cell in cells if (cell["corpus"], cell["head"]) == ("CREMA-D", "parrot"))

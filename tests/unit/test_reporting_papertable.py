@@ -26,6 +26,12 @@ def test_cells_are_means_over_folds_beside_what_the_paper_has() -> None:
     assert other.count("|  |") == 2
 
 
+def test_folds_that_could_not_be_trained_are_said() -> None:
+    lost = Cell("CREMA-D", ("H", "W"), "parrot", 1)
+    text = markdown({cell: result for cell, result in RESULTS.items() if cell != lost})
+    assert "70.00 / 65.00 (1 of 2 folds)" in text
+
+
 def test_a_corpus_that_the_paper_does_not_have_has_no_such_column() -> None:
     unknown = {Cell("mine", cell.encoders, cell.head, cell.fold): result for cell, result in RESULTS.items()}
     assert "published" not in markdown(unknown)

@@ -76,7 +76,7 @@ def test_what_is_left_out_changes_no_part_of_the_others_but_its_own(index: Index
 def test_the_folds_of_the_corpus_each_test_once(index: Index, seed: int, folds: int) -> None:
     names = np.array([f"Session{row % folds + 1}" for row in range(len(index))], object)
     index = replace(index, fold=names)
-    assert count_folds(index, Split("corpus")) == folds
+    assert count_folds(index, np.arange(len(index)), Split("corpus")) == folds
     for fold in range(folds):
         parts = split_all(index, Split("corpus", 5, fold), seed)
         assert set(names[parts.test]) == {f"Session{fold + 1}"}
@@ -89,7 +89,7 @@ def test_the_folds_of_the_corpus_each_test_once(index: Index, seed: int, folds: 
 @pytest.mark.parametrize("dev", ["dev", "Development", "val"])
 def test_official_parts_are_taken_as_they_are(dev: str) -> None:
     index = official(["Train"] * 5 + [dev] * 3 + ["Test1", "Test2", "elsewhere"])
-    assert count_folds(index, Split("corpus")) == 1
+    assert count_folds(index, np.arange(len(index)), Split("corpus")) == 1
     parts = split_all(index, Split("corpus"))
     assert [part.tolist() for part in (parts.train, parts.validation, parts.test)] == [
         [0, 1, 2, 3, 4],
@@ -98,12 +98,32 @@ def test_official_parts_are_taken_as_they_are(dev: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("names", [["train", "dev"], ["test", "dev"], ["Development", "Evaluation", "1"]])
+def test_parts_of_which_one_is_missing_are_not_taken_for_folds(names: list[str]) -> None:
+    with pytest.raises(UserError, match="neither folds nor a training and a test part"):
+        split_all(official(names * 3), Split("corpus"))
+
+
+def test_folds_are_counted_by_number_and_over_what_is_used() -> None:
+    index = official([f"fold{number}" for number in range(1, 12) for _ in range(3)])
+    assert {index.fold[row] for row in split_all(index, Split("corpus", fold=1)).test} == {"fold2"}
+    assert count_folds(index, np.arange(30), Split("corpus")) == 10
+
+
+def test_utterances_may_be_dealt_instead_of_speakers() -> None:
+    index = replace(official(["x"] * 50), key=np.array([f"k{row}" for row in range(50)], object))
+    index = replace(index, speaker=np.array(["C", "F"] * 25, object))
+    tested = [split_all(index, Split("utterances", 5, fold)).test for fold in range(5)]
+    assert [len(rows) for rows in tested] == [10] * 5
+    assert sorted(np.concatenate(tested)) == list(range(50))
+
+
 @pytest.mark.parametrize("names", [[""] * 9, ["a"] * 9, ["a", "b", ""] * 3])
 def test_a_corpus_without_folds_of_its_own_says_so(names: list[str]) -> None:
     with pytest.raises(UserError, match="no folds of its own"):
         split_all(official(names), Split("corpus"))
     with pytest.raises(UserError, match="no folds of its own"):
-        count_folds(official(names), Split("corpus"))
+        count_folds(official(names), np.arange(len(names)), Split("corpus"))
 
 
 def official(names: list[str]) -> Index:
