@@ -14,7 +14,7 @@ from parrot_dist.errors import UserError, nearest
 from parrot_dist.fusion.dropout import row_keys
 from parrot_dist.fusion.heads import Head, HeadSettings, HeadType, PairHead
 from parrot_dist.fusion.reference import Reference, pick_reference
-from parrot_dist.fusion.sinkhorn import COSTS
+from parrot_dist.fusion.sinkhorn import COSTS, PLAN_GRADIENTS
 from parrot_dist.registry import Registry
 
 __all__ = ["HEADS", "Head", "HeadSettings", "PairHead", "Reference", "build_head", "pick_reference", "row_keys"]
@@ -56,6 +56,8 @@ def build_head(name: str, mamba_dim: int, attention_dim: int, num_classes: int, 
 def _check(settings: HeadSettings) -> None:
     _known("fusion.transport_scope", settings.transport_scope, ("global", "local"))
     _known("fusion.cost", settings.cost, COSTS)
+    _known("fusion.plan_gradient", settings.plan_gradient, PLAN_GRADIENTS)
+    _known("fusion.over", settings.over, ("batch", "frames"))
     _known("fusion.branch", settings.branch, ("mamba", "attention"))
     if not settings.epsilon > 0:
         raise UserError(f"fusion.epsilon: {settings.epsilon} is not above 0")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parrot_dist.fusion.dropout import keyed_dropout
+from parrot_dist.fusion.frames import average, cut, frame_rows, is_there, transported_frames
 from parrot_dist.fusion.gather import gather_rows, local_slice
 from parrot_dist.fusion.pool import pool_pairs
 from parrot_dist.fusion.reference import Reference
@@ -35,6 +36,10 @@ class HeadSettings:
     """`global`: the plan spans the rows of all ranks; `local`: those of this rank alone, for comparison."""
     cost: str = "euclidean"
     """`euclidean`, `cosine` or `squared`."""
+    plan_gradient: str = "none"
+    """How the plan depends on the rows in training: `none`, `envelope` or `unrolled`, see `sinkhorn`."""
+    over: str = "batch"
+    """`batch`: transport between the utterances of a batch; `frames`: between the frames of one utterance."""
     branch: str = "mamba"
     """Which embedding fcn and cnn read: `mamba` or `attention`."""
 
@@ -84,7 +89,9 @@ class Head(nn.Module):
     single_branch = False
     """Whether it hears the embedding of `settings.branch` only; the other has no width, its encoder is not loaded."""
     needs_reference = False
-    """Whether `predict_alone` wants a `Reference`: only heads with a transport branch do, see `PairHead`."""
+    """Whether `predict_alone` wants a `Reference`: only heads that transport over the batch do, see `PairHead`."""
+    over_frames = False
+    """Whether it takes frames (B, T, D + 1), see `fusion.frames`, wherever else embeddings (B, D) are said."""
 
     def __init__(self, width: int, num_classes: int, settings: HeadSettings) -> None:
         super().__init__()
@@ -117,7 +124,7 @@ class Head(nn.Module):
         Raises:
             ValueError: `sizes` does not fit.
         """
-        return self._classify(self.features(mamba, attention, sizes), keys)
+        return self.classify(self.features(mamba, attention, sizes), keys)
 
     @torch.no_grad()
     def predict_alone(self, mamba: Tensor, attention: Tensor, reference: Reference | None) -> Tensor:
@@ -132,9 +139,10 @@ class Head(nn.Module):
         if self.needs_reference and reference is None:
             raise ValueError("a head with a transport branch needs a reference to predict rows on their own")
         singles = ((mamba[i : i + 1].clone(), attention[i : i + 1].clone()) for i in range(len(mamba)))
-        return torch.cat([self._classify(self.features_alone(m, a, reference), None) for m, a in singles])
+        return torch.cat([self.classify(self.features_alone(m, a, reference), None) for m, a in singles])
 
-    def _classify(self, features: Tensor, keys: Tensor | None) -> Tensor:
+    def classify(self, features: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Logits (B, C), float32 or wider, from `features` (B, width); `keys` as for `forward`."""
         hidden = self.dense(features).relu()
         if self.training and self.settings.dropout > 0:
             rate = self.settings.dropout
@@ -178,10 +186,15 @@ class PairHead(Head):
     """A fusion of two rows: their Hadamard product, what transport makes of them, or else [R_p, R_q] as they are."""
 
     hadamard = False
+    """Whether the product is among the features."""
+    transports = False
+    """Whether transported rows are."""
 
     def __init__(self, mamba_dim: int, attention_dim: int, num_classes: int, settings: HeadSettings) -> None:
-        rows = 1 * self.hadamard + 4 * self.needs_reference or 2
+        rows = 1 * self.hadamard + 4 * self.transports or 2
         super().__init__(rows * ROW, num_classes, settings)
+        self.over_frames = self.transports and settings.over == "frames"
+        self.needs_reference = self.transports and not self.over_frames
         self.mamba = Branch(mamba_dim)
         self.attention = Branch(attention_dim)
 
@@ -189,20 +202,37 @@ class PairHead(Head):
         """(R_p, R_q), each (B, 120), float32 or wider."""
         return wide(self.mamba(mamba)), wide(self.attention(attention))
 
-    def solve(self, R_p: Tensor, R_q: Tensor) -> Transport:
-        """The plan between R_p (n, 120) and R_q (n, 120), to which no gradient flows."""
-        cost = cost_matrix(R_p.detach(), R_q.detach(), self.settings.cost)
-        return sinkhorn(cost, self.settings.epsilon, self.settings.iterations, bound=1.0)
+    def solve(self, R_p: Tensor, R_q: Tensor, there: tuple[Tensor, Tensor] | None = None) -> Transport:
+        """The plan between R_p (..., n, 120) and R_q (..., m, 120), of which those count that are `there`."""
+        settings = self.settings
+        if settings.plan_gradient == "none":
+            R_p, R_q = R_p.detach(), R_q.detach()
+        cost = cost_matrix(R_p, R_q, settings.cost, there)
+        return sinkhorn(cost, settings.epsilon, settings.iterations, 1.0, there, settings.plan_gradient)
 
     def features(self, mamba: Tensor, attention: Tensor, sizes: Sequence[int] | None) -> Tensor:
+        if self.over_frames:
+            return self._features_of_frames(mamba, attention)
         R_p, R_q = self.rows(mamba, attention)
-        return self._fuse(R_p, R_q, self._couple(R_p, R_q, sizes) if self.needs_reference else None)
+        return self._fuse(R_p * R_q, R_p, R_q, self._couple(R_p, R_q, sizes) if self.transports else None)
 
     def features_alone(self, mamba: Tensor, attention: Tensor, reference: Reference | None) -> Tensor:
+        if self.over_frames:  # one utterance, whose padding would change how sums are rounded
+            return self._features_of_frames(cut(mamba), cut(attention))
         R_p, R_q = self.rows(mamba, attention)
-        if not self.needs_reference or reference is None:
-            return self._fuse(R_p, R_q, None)
-        return self._fuse(R_p, R_q, reference.transport(R_p, R_q))
+        transported = reference.transport(R_p, R_q) if reference is not None and self.transports else None
+        return self._fuse(R_p * R_q, R_p, R_q, transported)
+
+    def _features_of_frames(self, mamba: Tensor, attention: Tensor) -> Tensor:
+        """(B, width) as by `transported_frames`; no utterance sees another."""
+        there = is_there(mamba), is_there(attention)
+        R_p, R_q = wide(frame_rows(self.mamba, mamba)), wide(frame_rows(self.attention, attention))
+        with torch.autocast(R_p.device.type, enabled=False):
+            solved = self.solve(R_p, R_q, there)
+            if len(R_p):
+                self.marginal_error = solved.marginal_error.max()
+            product, p_to_q, q_to_p = transported_frames(R_p, R_q, there, solved.plan)
+            return self._fuse(product, average(R_p, there[0]), average(R_q, there[1]), (p_to_q, q_to_p))
 
     def _couple(self, R_p: Tensor, R_q: Tensor, sizes: Sequence[int] | None) -> tuple[Tensor, Tensor]:
         """(p_to_q, q_to_p) of this rank's rows, by the plan over all rows in scope, which every rank solves alike."""
@@ -219,8 +249,8 @@ class PairHead(Head):
             weights = len(R_p) * solved.plan
             return weights[:, mine].T @ R_p, weights[mine] @ R_q
 
-    def _fuse(self, R_p: Tensor, R_q: Tensor, transported: tuple[Tensor, Tensor] | None) -> Tensor:
-        parts = [R_p * R_q] if self.hadamard else []
+    def _fuse(self, product: Tensor, R_p: Tensor, R_q: Tensor, transported: tuple[Tensor, Tensor] | None) -> Tensor:
+        parts = [product] if self.hadamard else []
         if transported is not None:
             p_to_q, q_to_p = transported
             parts += [p_to_q, R_q, q_to_p, R_p]
@@ -240,11 +270,11 @@ class Hadamard(PairHead):
 class Ot(PairHead):
     """PARROT without the Hadamard product."""
 
-    needs_reference = True
+    transports = True
 
 
 class Parrot(PairHead):
     """The paper's head."""
 
     hadamard = True
-    needs_reference = True
+    transports = True

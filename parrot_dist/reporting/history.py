@@ -24,6 +24,7 @@ class EpochRecord:
         data_wait: share of the training time, 0 to 1, that the ranks waited for data.
         seconds: training and validation together.
         marginal_error: largest deviation of the transport plan's marginals in the epoch; None without a plan.
+        non_finite: steps left out of training because their loss or gradient was not finite.
     """
 
     epoch: int
@@ -37,6 +38,7 @@ class EpochRecord:
     data_wait: float
     seconds: float
     marginal_error: float | None = None
+    non_finite: int = 0
 
 
 def line(record: EpochRecord, epochs: int, room: int = sys.maxsize) -> str:
@@ -56,6 +58,8 @@ def line(record: EpochRecord, epochs: int, room: int = sys.maxsize) -> str:
         f"data wait {record.data_wait:6.1%}",
         f"{record.seconds:6.1f} s",
     ]
+    if record.non_finite:
+        columns.append(f"left out {record.non_finite} steps")
     if record.marginal_error is not None:
         columns.append(f"marginals {record.marginal_error:.0e}")
     while len(columns) > 1 and len("  ".join(columns)) > room:

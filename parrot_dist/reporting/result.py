@@ -15,7 +15,7 @@ BATCH, REFERENCE, PLAIN = "batch-coupled", "reference", "model"
 MODES = {
     BATCH: "the transport plan spans the evaluated batch, as in the paper: a prediction depends on its neighbours",
     REFERENCE: "each utterance alone is transported to training rows kept in the checkpoint: no neighbours matter",
-    PLAIN: "no transport: a prediction depends on its utterance alone",
+    PLAIN: "no transport between utterances: a prediction depends on its utterance alone",
 }
 """How predictions were made, and what that means to a reader."""
 

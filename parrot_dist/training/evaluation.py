@@ -27,8 +27,10 @@ class Embedded:
 
     Attributes:
         rows: (n,) those that could be read, as rows of the index, ascending.
-        mamba: (n, Dm) float32, on the device of the model; of no width for a branch that is not there.
+        mamba: (n, Dm) float32, on the device of the model; of no width for a branch that is not there, and for a head
+            over frames, which are too many to keep.
         attention: (n, Da) float32, likewise.
+        features: (n, width) float32, what a head over frames makes of them; of no width for others.
         prosody: (n, F) float32 `prosody.prosody_features`, of no width where they were not asked for.
         skipped: utterances that could not be read.
     """
@@ -36,6 +38,7 @@ class Embedded:
     rows: Rows
     mamba: Tensor
     attention: Tensor
+    features: Tensor
     prosody: np.ndarray
     skipped: list[Skipped]
 
@@ -85,22 +88,20 @@ def embed(task: Task, model: ParrotModel, rows: Rows, place: Place, prosody: boo
         UserError: more than `data.max_broken` of `rows` cannot be read.
     """
     dims = {name: encoder.dim for name, encoder in model.branches()}
+    over_frames = model.head.over_frames
 
     def compute(inputs: Inputs, _: list[int]) -> Tensor:
-        parts = [*model.embed(inputs)]
+        mamba, attention = model.embed(inputs)
+        parts = [model.head.features(mamba, attention, None)] if over_frames else [mamba, attention]
         return torch.cat([*parts, _prosody(inputs).to(parts[0])] if prosody else parts, 1)
 
     found, values, skipped = infer(task, dict.fromkeys(dims, task.corpus), rows, place, compute, "float32")
     task.refuse_broken(skipped, len(rows))
-    widths = [dims.get("mamba", 0), dims.get("attention", 0)]
-    mamba, attention, features = np.split(values, np.cumsum(widths), 1)
-    return Embedded(
-        found,
-        torch.from_numpy(mamba).to(place.device),
-        torch.from_numpy(attention).to(place.device),
-        features,
-        skipped,
-    )
+    width = model.head.dense.in_features
+    widths = [0, 0, width] if over_frames else [dims.get("mamba", 0), dims.get("attention", 0), 0]
+    *parts, measured = np.split(values, np.cumsum(widths), 1)
+    mamba, attention, features = (torch.from_numpy(part).to(place.device) for part in parts)
+    return Embedded(found, mamba, attention, features, measured, skipped)
 
 
 def predict(task: Task, head: Head, reference: Reference | None, embedded: Embedded) -> Evaluation:
@@ -108,6 +109,10 @@ def predict(task: Task, head: Head, reference: Reference | None, embedded: Embed
     `reference`, each utterance alone. A head that transports nothing has but one way.
     """
     mamba, attention = embedded.mamba, embedded.attention
+    if head.over_frames:
+        with torch.no_grad():
+            logits = {PLAIN: _numpy(head.classify(embedded.features))}
+        return Evaluation(embedded.rows, logits, embedded.skipped)
     if not head.needs_reference:
         logits = {PLAIN: _numpy(head.predict_alone(mamba, attention, None))}
         return Evaluation(embedded.rows, logits, embedded.skipped)

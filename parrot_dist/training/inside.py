@@ -14,6 +14,8 @@ from parrot_dist.training.task import Task
 @torch.no_grad()
 def vector_spaces(task: Task, head: Head, embedded: Embedded) -> dict[str, np.ndarray]:
     """Name -> (n, d) vectors of `embedded`: what the head decides by, and before it the rows that it fuses, if any."""
+    if head.over_frames:
+        return {"fused vector": embedded.features.cpu().numpy()}
     fused = [
         (places, head.features(embedded.mamba[places], embedded.attention[places], None))
         for places in embedded.batches(task)
@@ -28,7 +30,7 @@ def vector_spaces(task: Task, head: Head, embedded: Embedded) -> dict[str, np.nd
 
 @torch.no_grad()
 def first_plan(task: Task, head: Head, embedded: Embedded) -> Alignment | None:
-    """The transport plan of the first global batch; None for a head that transports nothing."""
+    """The transport plan of the first global batch; None for a head that transports nothing between utterances."""
     if not isinstance(head, PairHead) or not head.needs_reference:
         return None
     places = next(embedded.batches(task))

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 from parrot_dist.errors import UserError
 from parrot_dist.fusion import HEADS, PairHead, build_head, row_keys
-from parrot_dist.fusion.sinkhorn import cost_matrix, sinkhorn
+from parrot_dist.fusion.heads import ROW
+from parrot_dist.fusion.sinkhorn import COSTS, cost_matrix, sinkhorn
 
 GOLDEN = Path(__file__).parents[1] / "data" / "parrot_head" / "expected.npz"
 FUSIONS = ("parrot", "hadamard", "ot", "concat")
@@ -107,6 +108,23 @@ def test_the_plan_carries_no_gradient():
     assert_norm_close(grad, torch.autograd.grad(by_hand.square().sum(), mamba)[0], 1e-12)
 
 
+@pytest.mark.parametrize("kind", ["envelope", "unrolled"])
+@pytest.mark.parametrize("cost", COSTS)
+def test_with_a_gradient_through_the_plan_the_rows_get_all_of_theirs(kind, cost):
+    """Finite differences see everything: the plan, its costs, and their maximum."""
+    torch.manual_seed(0)
+    head = build_head("ot", 8, 8, 3, plan_gradient=kind, cost=cost, iterations=300).double().eval()
+    R_p, R_q = torch.randn(2, 5, ROW, dtype=torch.float64)
+    direction = torch.randn(5, ROW, dtype=torch.float64)
+
+    def value(R_p):
+        return torch.cat(head._couple(R_p, R_q, None)).pow(3).sum()
+
+    slope = (value(R_p + 1e-5 * direction) - value(R_p - 1e-5 * direction)) / 2e-5
+    R_p.requires_grad_()
+    assert (torch.autograd.grad(value(R_p), R_p)[0] * direction).sum().item() == pytest.approx(slope.item(), rel=1e-6)
+
+
 def test_permuting_the_batch_permutes_the_logits():
     torch.manual_seed(0)
     head = build_head("parrot", 16, 16, 3).double().eval()
@@ -160,6 +178,8 @@ def test_embeddings_too_small_to_pool_twice_are_refused():
         ("parrot", {"dropout": 1.0}, "fusion.dropout"),
         ("parrot", {"cost": "eucledian"}, "'euclidean'"),
         ("parrot", {"transport_scope": "globl"}, "'global'"),
+        ("parrot", {"plan_gradient": "envelop"}, "'envelope'"),
+        ("parrot", {"over": "frame"}, "'frames'"),
         ("cnn", {"branch": "atention"}, "'attention'"),
     ],
 )

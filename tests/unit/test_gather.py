@@ -13,7 +13,14 @@ from parrot_dist.fusion.gather import gather_rows, local_slice
 ROWS, STEPS = 12, 50
 # The last of each holds a rank without rows, as in the last batch of an epoch.
 SIZES = {1: [[12]], 2: [[6, 6], [7, 5], [12, 0]], 4: [[3, 3, 3, 3], [5, 1, 4, 2], [0, 6, 0, 6]]}
-CASES = [("parrot", torch.float64), ("ot", torch.float64), ("hadamard", torch.float64), ("parrot", torch.float32)]
+HEADS = {
+    "parrot": {"name": "parrot"},
+    "ot": {"name": "ot"},
+    "hadamard": {"name": "hadamard"},
+    "envelope": {"name": "parrot", "plan_gradient": "envelope"},
+    "unrolled": {"name": "ot", "plan_gradient": "unrolled"},
+}
+CASES = [(head, torch.float64) for head in HEADS] + [("parrot", torch.float32), ("envelope", torch.float32)]
 
 
 def batch(seed, dtype):
@@ -23,9 +30,9 @@ def batch(seed, dtype):
     return mamba, attention, torch.randint(4, (ROWS,), generator=generator)
 
 
-def replica(name, dtype, **settings):
+def replica(head, dtype, **settings):
     torch.manual_seed(0)
-    head = build_head(name, 24, 16, 4, **settings).to(dtype)
+    head = build_head(mamba_dim=24, attention_dim=16, num_classes=4, **HEADS[head], **settings).to(dtype)
     return DistributedDataParallel(head) if dist.is_initialized() else head
 
 
@@ -44,8 +51,8 @@ def step(model, sizes, seed):
     return total
 
 
-def gradients(name, dtype, sizes, **settings):
-    model = replica(name, dtype, **settings)
+def gradients(head, dtype, sizes, **settings):
+    model = replica(head, dtype, **settings)
     loss = step(model, sizes, seed=0)
     named = getattr(model, "module", model).named_parameters()
     return {"loss": loss, **{key: parameter.grad for key, parameter in named}}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parrot_dist.fusion.sinkhorn import COSTS, cost_matrix, pairwise_cost, sinkhorn
+from parrot_dist.fusion.sinkhorn import COSTS, PLAN_GRADIENTS, cost_matrix, pairwise_cost, sinkhorn
 
 
 def pot_plan(C, epsilon, iterations, solver=ot.sinkhorn):
@@ -45,7 +45,7 @@ def test_plan_equals_pots_at_the_edges(size, epsilon):
     np.testing.assert_allclose(plan, pot_plan(C, epsilon, 50), rtol=1e-4, atol=1e-6 / max(size))
 
 
-@pytest.mark.parametrize("epsilon", [0.005, 0.05])
+@pytest.mark.parametrize("epsilon", [0.005, 0.05, 1.0])
 def test_plan_equals_pots_at_2048_rows(epsilon):
     C = costs(2048, 2048, seed=2)
     plan = sinkhorn(torch.from_numpy(C), epsilon, 10).plan.numpy()
@@ -89,6 +89,91 @@ def test_potentials_rebuild_the_plan(epsilon):
     solved = sinkhorn(C, epsilon, 50)
     rebuilt = ((solved.f[:, None] + solved.g - C) / epsilon).exp()
     torch.testing.assert_close(rebuilt, solved.plan, rtol=1e-9, atol=1e-300)
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 7)), min_size=1, max_size=4),
+    epsilon=st.sampled_from([0.0005, 0.01, 0.05, 1.0]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=50)
+def test_padded_problems_are_solved_together_as_each_alone(lengths, epsilon, seed):
+    generator = torch.Generator().manual_seed(seed)
+    C = torch.rand(len(lengths), 9, 7, generator=generator, dtype=torch.float64)
+    there = tuple(
+        torch.stack([torch.arange(size) < pair[axis] for pair in lengths]) for axis, size in enumerate((9, 7))
+    )
+    solved = sinkhorn(C, epsilon, 30, bound=1.0, there=there)
+    assert solved.plan.sum() == pytest.approx(len(lengths))  # nothing goes to what is padded
+    for number, (n, m) in enumerate(lengths):
+        alone = sinkhorn(C[number, :n, :m], epsilon, 30, bound=1.0)
+        torch.testing.assert_close(solved.plan[number, :n, :m], alone.plan, rtol=1e-9, atol=1e-15)
+        torch.testing.assert_close(solved.f[number, :n], alone.f)
+        torch.testing.assert_close(solved.g[number, :m], alone.g)
+        torch.testing.assert_close(solved.marginal_error[number], alone.marginal_error, rtol=1e-6, atol=1e-12)
+
+
+def gradient(C, epsilon, iterations, kind, there=None):
+    """Of some function of the plan, with respect to the costs."""
+    C = C.clone().requires_grad_()
+    weights = torch.randn(C.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(C)
+    plan = sinkhorn(C, epsilon, iterations, bound=1.0, there=there, gradient=kind).plan
+    return torch.autograd.grad((weights * plan).sum(), C)[0]
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (2, 4, 5)])
+@pytest.mark.parametrize("iterations", [1, 20])
+def test_the_unrolled_gradient_is_that_of_finite_differences(shape, iterations):
+    C = torch.rand(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    there = (
+        (torch.tensor([[True] * 4, [True] * 3 + [False]]), torch.ones(2, 5, dtype=torch.bool)) if C.ndim > 2 else None
+    )
+    assert torch.autograd.gradcheck(
+        lambda C: sinkhorn(C, 0.05, iterations, bound=1.0, there=there, gradient="unrolled").plan, (C,)
+    )
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.2, 1.0])
+@pytest.mark.parametrize("size", [(1, 1), (6, 6), (9, 4)])
+def test_the_envelope_gradient_is_the_unrolled_one_of_a_converged_plan(size, epsilon):
+    C = torch.from_numpy(costs(*size, seed=2)).double()
+    unrolled, envelope = (gradient(C, epsilon, 2000, kind) for kind in ("unrolled", "envelope"))
+    torch.testing.assert_close(envelope, unrolled, rtol=1e-6, atol=1e-8)
+
+
+def test_early_on_the_two_gradients_differ():
+    C = torch.from_numpy(costs(6, 6, seed=2)).double()
+    unrolled, envelope = (gradient(C, 0.02, 3, kind) for kind in ("unrolled", "envelope"))
+    assert (unrolled - envelope).norm() > 0.01 * unrolled.norm()
+
+
+@pytest.mark.parametrize("kind", ["unrolled", "envelope"])
+def test_padding_neither_gets_nor_changes_a_gradient(kind):
+    C = torch.from_numpy(costs(6, 5, seed=3)).double()
+    there = torch.arange(6) < 4, torch.arange(5) < 3
+    changed = C.clone()
+    changed[4:], changed[:, 3:] = 0.5, 0.25
+    found = gradient(C, 0.05, 100, kind, there)
+    assert not found[4:].any()
+    assert not found[:, 3:].any()
+    assert found[:4, :3].any()
+    torch.testing.assert_close(gradient(changed, 0.05, 100, kind, there), found)
+
+
+@pytest.mark.parametrize("kind", ["unrolled", "envelope"])
+@pytest.mark.parametrize("epsilon", [0.0005, 0.005, 0.05])
+def test_float32_gradients_are_right_in_every_domain(kind, epsilon):
+    C = torch.from_numpy(costs(24, 24, seed=4))
+    exact = gradient(C.double(), epsilon, 50, kind)
+    assert (gradient(C, epsilon, 50, kind) - exact).norm() < 1e-4 * exact.norm()
+
+
+@pytest.mark.parametrize("kind", PLAN_GRADIENTS)
+def test_the_plan_is_the_same_with_any_gradient_and_only_it_has_one(kind):
+    C = torch.from_numpy(costs(8, 8, seed=5)).double()
+    solved = sinkhorn(C.requires_grad_(), 0.05, 50, gradient=kind)
+    torch.testing.assert_close(solved.plan, sinkhorn(C, 0.05, 50).plan, rtol=1e-9, atol=0)
+    assert [part.requires_grad for part in solved] == [kind != "none", False, False, False]
 
 
 def test_marginal_error_is_that_of_the_columns_and_falls():
@@ -141,6 +226,16 @@ def test_costs_equal_pots(kind, metric):
 
 
 @pytest.mark.parametrize("kind", COSTS)
+def test_costs_of_padded_problems_are_those_of_each_alone(kind):
+    P, Q = torch.randn(2, 5, 3, generator=torch.manual_seed(0)), torch.randn(2, 4, 3, generator=torch.manual_seed(1))
+    there = torch.arange(5) < torch.tensor([[5], [2]]), torch.arange(4) < torch.tensor([[1], [4]])
+    found = cost_matrix(P, Q, kind, there)
+    for number, (n, m) in enumerate([(5, 1), (2, 4)]):
+        torch.testing.assert_close(found[number, :n, :m], cost_matrix(P[number, :n], Q[number, :m], kind))
+        assert found[number].sum() == pytest.approx(float(found[number, :n, :m].sum()))
+
+
+@pytest.mark.parametrize("kind", COSTS)
 def test_rows_that_are_all_the_same_cost_nothing(kind):
     rows = torch.ones(5, 3)
     C = cost_matrix(rows, rows, kind)
@@ -159,6 +254,16 @@ def test_near_rows_keep_their_distance():
         pairwise_cost(P, Q, "euclidean"), torch.cdist(P.double(), Q.double()).float(), rtol=1e-3, atol=0
     )
     assert math.isclose(float(pairwise_cost(P, Q, "euclidean")[0, 0]), 1e-3 * math.sqrt(120), rel_tol=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", PLAN_GRADIENTS)
+@pytest.mark.parametrize("epsilon", [0.0005, 0.005, 0.05])
+def test_a_gpu_finds_the_plan_that_the_cpu_finds(epsilon, kind):
+    C = torch.from_numpy(costs(40, 30, seed=10))
+    here, there = (sinkhorn(C.to(device), epsilon, 50, bound=1.0, gradient=kind) for device in ("cpu", "cuda"))
+    torch.testing.assert_close(there.plan.cpu(), here.plan, rtol=1e-4, atol=1e-9)
 
 
 def test_an_unknown_cost_is_refused():
