@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m parrot_dist.local.demo $(ARGS)
 
 test: lint types
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
 # The Slurm launcher on a real Slurm; needs root and Debian's packages, and says so where they are missing.
 test-slurm: $(INSTALLED)
@@ -24,9 +24,9 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-# make bench-scan, make bench-sinkhorn: measurements, not tests.
+# make bench-scan, make bench-sinkhorn, make bench-data: measurements, not tests.
 bench-%: $(INSTALLED)
-	$(BIN)/python tests/benchmarks/bench_$*.py $(ARGS)
+	$(BIN)/python -m tests.benchmarks.bench_$* $(ARGS)
 
 # torch by itself first: once a build is there, the rest is resolved around it.
 $(INSTALLED): pyproject.toml constraints.txt
