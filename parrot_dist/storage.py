@@ -6,6 +6,7 @@ The endpoint and the credentials come from the usual AWS chain (`AWS_ENDPOINT_UR
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -15,17 +16,27 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import fsspec
+from botocore.exceptions import (
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+from botocore.exceptions import ConnectionError as NoConnectionError
+from s3fs.errors import translate_boto_error
 
+from parrot_dist import s3client
 from parrot_dist.errors import Unreachable, UserError
 
-# s3fs retries 5xx, throttling and broken connections itself; adaptive mode would also throttle a healthy client.
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 S3_OPTIONS: dict[str, Any] = {
-    "config_kwargs": {"retries": {"max_attempts": 8, "mode": "standard"}, "connect_timeout": 5, "read_timeout": 30},
+    "config_kwargs": s3client.SETTINGS,
     "use_listings_cache": False,
     "default_block_size": 16 * 2**20,
 }
@@ -58,13 +69,27 @@ def read_bytes(url: str, start: int | None = None, end: int | None = None) -> by
 
     Raises:
         UserError: there is no such object, or the store refuses access.
-        OSError: the range came back short (a truncated object), or the store failed for good.
+        Unreachable: the store failed for good.
+        OSError: the object is shorter than the range.
     """
-    fs, path = filesystem(url)
     with explained(url):
-        data: bytes = fs.cat_file(path, start=start, end=end)
+        try:
+            data = _read_s3(url, start, end) if url.startswith("s3://") else _read_file(url, start, end)
+        except EOFError as error:
+            raise OSError(f"{url}: bytes {start} to {end} are not there ({error}); the object is too short") from error
+    return data
+
+
+def _read_s3(url: str, start: int | None, end: int | None) -> bytes:
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    return s3client.read_object(bucket, key, start or 0, end)
+
+
+def _read_file(url: str, start: int | None, end: int | None) -> bytes:
+    fs, path = filesystem(url)
+    data: bytes = fs.cat_file(path, start=start, end=end)
     if start is not None and end is not None and len(data) != end - start:
-        raise OSError(f"{url}: bytes {start} to {end} came back as {len(data)} bytes; the object is too short")
+        raise EOFError(f"{len(data)} of {end - start} bytes came")
     return data
 
 
@@ -75,11 +100,32 @@ def write_bytes(url: str, data: bytes) -> None:
         if "file" not in fs.protocol:
             fs.pipe_file(path, data)
             return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        partial.write_bytes(data)
-        partial.replace(target)
+        _write_aside(Path(path), data).replace(path)
+
+
+def create_bytes(url: str, data: bytes) -> None:
+    """Put `data` at `url` in one step unless something is there; of several writers at once only one succeeds."""
+    fs, path = filesystem(url)
+    with explained(url):
+        if "file" in fs.protocol:
+            partial = _write_aside(Path(path), data)
+            with suppress(FileExistsError):
+                os.link(partial, path)
+            partial.unlink()
+            return
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except Exception as error:
+            if _status(error) not in (409, 412):  # another writer is at it, or was
+                raise
+
+
+def _write_aside(target: Path, data: bytes) -> Path:
+    """A new file beside `target`, whose folder is made if need be."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    partial.write_bytes(data)
+    return partial
 
 
 def list_files(url: str) -> dict[str, int]:
@@ -125,11 +171,19 @@ def check_writable(url: str) -> None:
         raise UserError(f"{url}: an object written there does not read back as it was written")
 
 
+def node_folder() -> Path:
+    """Where this user's processes keep on a node what they share; the folder may not be there yet."""
+    return Path(tempfile.gettempdir()) / f"parrot-dist-{os.getuid()}"
+
+
 def local_copy(url: str) -> Path:
     """A local path with the content of the file or folder at `url`; a local `url` is returned as it is.
 
     Remote content is kept in the temporary directory under a name made from the objects' names, sizes and
     entity tags, so the ranks of a node download it once and a changed object is never mistaken for the old one.
+
+    Raises:
+        UserError: there is nothing at `url`, or no room for the copy.
     """
     fs, path = filesystem(url)
     if "file" in fs.protocol:
@@ -139,14 +193,15 @@ def local_copy(url: str) -> Path:
         if not found:
             raise UserError(f"{url}: there is nothing at this place")
         state = "\n".join(f"{name} {info['size']} {info.get('ETag')}" for name, info in sorted(found.items()))
-        root = Path(tempfile.gettempdir()) / f"parrot-dist-{os.getuid()}"
+        root = node_folder()
         target = root / hashlib.sha256(state.encode()).hexdigest()[:24]
-        root.mkdir(mode=0o700, exist_ok=True)
-        with target.with_suffix(".lock").open("w") as lock:
-            # One rank of the node downloads, the others wait; the lock ends with the process that held it.
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not target.exists():
-                _download(fs, {name: posixpath.relpath(name, posixpath.dirname(path)) for name in found}, target)
+        with _room(root):
+            root.mkdir(mode=0o700, exist_ok=True)
+            with target.with_suffix(".lock").open("w") as lock:
+                # One rank of the node downloads, the others wait; the lock ends with the process that held it.
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not target.exists():
+                    _download(fs, {name: posixpath.relpath(name, posixpath.dirname(path)) for name in found}, target)
     return target / posixpath.basename(path)
 
 
@@ -162,6 +217,17 @@ def temporary_copy(url: str) -> Iterator[Path]:
         with explained(url):
             fs.get_file(path, str(copy))
         yield copy
+
+
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Turn what keeps a local copy from being written into `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE or _status(error):  # a store may refuse with the same number
+            raise
+        raise UserError(f"{folder}: {error.strerror}; TMPDIR names another place for copies of encoders") from error
 
 
 def _download(fs: Any, names: dict[str, str], target: Path) -> None:
@@ -182,24 +248,34 @@ def explained(url: str) -> Iterator[None]:
     """Turn the storage errors a person can mend (place, credentials, address) into `UserError`."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise UserError(f"{url}: there is no such file, bucket or object; check the name") from error
     except (NotADirectoryError, FileExistsError) as error:
         raise UserError(f"{url}: a file is where a folder should be ({_reason(error)})") from error
-    except PermissionError as error:
-        raise UserError(
-            f"{url}: access refused ({_reason(error)}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_PROFILE"
-        ) from error
     except Exception as error:
-        kind = type(error).__name__
-        if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+        refused = translate_boto_error(error) if isinstance(error, ClientError) else error
+        if isinstance(refused, FileNotFoundError):
+            status = f" (HTTP {_status(error)})" if _status(error) else ""
+            raise UserError(f"{url}: there is no such file, bucket or object{status}; check the name") from refused
+        if isinstance(refused, PermissionError):
+            keys = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_PROFILE"
+            raise UserError(f"{url}: access refused ({_reason(refused)}); check {keys}") from refused
+        if isinstance(error, (NoCredentialsError, PartialCredentialsError, ProfileNotFound)):
             raise UserError(f"{url}: no usable AWS credentials ({_reason(error)})") from error
-        if kind in ("EndpointConnectionError", "ConnectTimeoutError"):
-            raise Unreachable(
-                f"{url}: the object store does not answer ({_reason(error)}); check AWS_ENDPOINT_URL"
-            ) from error
+        if isinstance(error, (NoConnectionError, HTTPClientError, s3client.BrokenAnswer)):
+            reason = f"the object store does not answer ({_reason(error)})"
+            raise Unreachable(f"{url}: {reason}; check AWS_ENDPOINT_URL") from error
+        if _status(error) >= 500:
+            raise Unreachable(f"{url}: the object store is out of order ({_reason(refused)})") from error
+        if _status(error):
+            raise UserError(f"{url}: the object store refused ({_reason(refused)})") from error
         raise
 
 
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _status(error: BaseException) -> int:
+    """The HTTP status behind `error`, which s3fs hides in the cause of its own; 0 if there is none."""
+    answer: dict[str, Any] = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
+    return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _reason(error: BaseException) -> str:
+    status = f"HTTP {_status(error)}: " if _status(error) else ""
+    return status + (str(error).splitlines()[0] if str(error) else type(error).__name__)

@@ -7,11 +7,13 @@ batch_size / L samples of every lane. A rank serves a contiguous share of the la
 - a sample's bytes are read once an epoch, in runs, by the one rank that serves its lane,
 - a corpus with fewer shards than ranks still feeds them all,
 - resuming at step t needs t and nothing else.
+With bucketing, the samples of a window are put in the order of their size, the steps that this makes are shuffled in
+the same way in every lane, and so each global batch holds utterances of about one length.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 Rows = NDArray[np.int64]
 
 CHUNK_BYTES = 4 * 2**20  # long enough for an object store to stream, short enough to mix speakers
+WINDOW_BYTES = 16 * 2**20  # what a lane may hold of one window: bounds the memory of a rank whatever the samples are
 GAP_BYTES = 64 * 2**10  # reading over a smaller gap is cheaper than another request
 
 
@@ -80,19 +83,70 @@ def rank_lanes(lanes: int, rank: int, world_size: int) -> range:
 
 
 def shuffled_epoch(
-    layout: Layout, rows: Rows, *, seed: int, epoch: int, lanes: int, batch_size: int, window: int, drop_last: bool
+    layout: Layout,
+    rows: Rows,
+    *,
+    seed: int,
+    epoch: int,
+    lanes: int,
+    batch_size: int,
+    window: int,
+    drop_last: bool,
+    lengths: Rows | None = None,
+    labels: Rows | None = None,
 ) -> EpochPlan:
-    """The plan of training epoch `epoch` over the samples `rows`: each exactly once (but for `drop_last`)."""
+    """The plan of training epoch `epoch` over the samples `rows`: each exactly once (but for `drop_last`).
+
+    With `lengths` of every row of the index, a global batch holds samples of about one length. With `labels`, the class
+    of every row of the index, the epoch holds as many samples of each class, see `balance`.
+    """
     rng = np.random.Generator(np.random.PCG64([seed, epoch]))
-    rows, starts = find_chunks(layout, rows)
-    order = _shuffle_chunks(rows, starts, rng)
-    return EpochPlan(_shuffle_windows(order, lanes, window, rng), lanes, batch_size, window, drop_last)
+    passes = [rows] if labels is None else balance(rows, labels, rng)
+    order = _shuffle_chunks(*_join([find_chunks(layout, one) for one in passes]), rng)
+    window = fit_window(layout.size[order], lanes, window)
+    plan = EpochPlan(_shuffle_windows(order, lanes, window, rng), lanes, batch_size, window, drop_last)
+    return plan if lengths is None else _bucket(plan, lengths, rng)
+
+
+def balance(rows: Rows, labels: Rows, rng: np.random.Generator) -> list[Rows]:
+    """`len(rows)` samples with (to within one) as many of every class among them, as passes without repetition.
+
+    No sample is used a second time in an epoch before all of its class were used once: of a class that is rarer than
+    the mean every sample comes, some repeatedly; of one that is more frequent, an epoch leaves a random part out.
+    """
+    if not len(rows):
+        return [rows]
+    rows = rng.permutation(np.sort(rows))
+    label = labels[rows]
+    count = np.bincount(label)
+    classes = np.flatnonzero(count)
+    share = np.zeros_like(count)
+    share[classes] = np.diff(np.arange(len(classes) + 1) * len(rows) // len(classes))
+    rank = np.empty(len(rows), np.int64)  # of each row among those of its class
+    rank[np.argsort(label.astype(np.int16), kind="stable")] = np.concatenate([np.arange(n) for n in count])
+    passes = int((-(-share[classes] // count[classes])).max())
+    return [np.sort(rows[rank + turn * count[label] < share[label]]) for turn in range(passes)]
+
+
+def fit_window(sizes: Rows, lanes: int, window: int) -> int:
+    """The largest of window, window / 2, window / 4, ... of which no lane holds more than WINDOW_BYTES (or one sample).
+
+    Args:
+        sizes: (n,) bytes of the samples, lane after lane.
+    """
+    total = np.append(0, np.cumsum(sizes))
+    while window > 1:
+        starts, _ = _windows(len(sizes), lanes, window)
+        if not len(starts) or np.diff(total[np.append(starts, len(sizes))]).max() <= WINDOW_BYTES:
+            break
+        window //= 2
+    return window
 
 
 def sequential_epoch(layout: Layout, rows: Rows, *, lanes: int, batch_size: int, window: int) -> EpochPlan:
     """The plan of an evaluation over the samples `rows`: each exactly once, in the order of the shards."""
     rows, _ = find_chunks(layout, rows)
-    return EpochPlan(rows, lanes, batch_size, window)
+    return EpochPlan(rows, lanes, batch_size, fit_window(layout.size[rows], lanes, window))
 
 
 def find_chunks(layout: Layout, rows: Rows) -> tuple[Rows, Rows]:
@@ -100,10 +154,12 @@ def find_chunks(layout: Layout, rows: Rows) -> tuple[Rows, Rows]:
 
     A chunk is a run of at most about CHUNK_BYTES in one shard without a gap above GAP_BYTES.
     """
-    rows = rows[np.lexsort((layout.offset[rows], layout.shard[rows]))]
     if not len(rows):
         return rows, np.zeros(0, np.int64)
     shard, begin = layout.shard[rows], layout.offset[rows]
+    if ((shard[1:] < shard[:-1]) | ((shard[1:] == shard[:-1]) & (begin[1:] < begin[:-1]))).any():
+        order = np.lexsort((begin, shard))
+        rows, shard, begin = rows[order], shard[order], begin[order]
     end = begin + layout.size[rows]
     apart = np.ones(len(rows), bool)
     apart[1:] = (shard[1:] != shard[:-1]) | (begin[1:] - end[:-1] > GAP_BYTES)
@@ -111,6 +167,13 @@ def find_chunks(layout: Layout, rows: Rows) -> tuple[Rows, Rows]:
     piece = (begin - run_begin) // CHUNK_BYTES
     apart[1:] |= piece[1:] != piece[:-1]
     return rows, np.flatnonzero(apart)
+
+
+def _join(passes: list[tuple[Rows, Rows]]) -> tuple[Rows, Rows]:
+    """Several rows with the starts of their chunks as one."""
+    lengths = np.cumsum([0, *(len(rows) for rows, _ in passes)])
+    starts = [begin + starts for begin, (_, starts) in zip(lengths, passes, strict=False)]
+    return np.concatenate([rows for rows, _ in passes]), np.concatenate(starts)
 
 
 def _shuffle_chunks(rows: Rows, starts: Rows, rng: np.random.Generator) -> Rows:
@@ -121,9 +184,31 @@ def _shuffle_chunks(rows: Rows, starts: Rows, rng: np.random.Generator) -> Rows:
 
 
 def _shuffle_windows(order: Rows, lanes: int, window: int, rng: np.random.Generator) -> Rows:
-    n = len(order)
+    _, number = _windows(len(order), lanes, window)
+    return order[np.argsort(number + rng.random(len(order)), kind="stable")]
+
+
+def _windows(n: int, lanes: int, window: int) -> tuple[Rows, Rows]:
+    """Of n samples, lane after lane: where in it the windows begin, and the number of each sample's window."""
     bounds = np.arange(lanes + 1) * n // lanes
-    lengths = np.diff(bounds)
-    in_lane = np.arange(n) - np.repeat(bounds[:-1], lengths)
-    lane = np.repeat(np.arange(lanes), lengths)
-    return order[np.lexsort((rng.random(n), in_lane // window, lane))]
+    in_lane = np.arange(n) - np.repeat(bounds[:-1], np.diff(bounds))
+    first = in_lane % window == 0
+    return np.flatnonzero(first), np.cumsum(first) - 1
+
+
+def _bucket(plan: EpochPlan, lengths: Rows, rng: np.random.Generator) -> EpochPlan:
+    """`plan` with every lane sorted by length within windows (of whole steps now), whose steps are then shuffled.
+
+    The steps of all lanes move together, and a last step that is smaller in some lane stays the last.
+    """
+    steps = max(1, plan.window // plan.lane_rows)
+    full = len(plan.order) // plan.lanes // plan.lane_rows
+    windows = np.array_split(np.arange(full), np.arange(steps, full, steps))
+    place = np.concatenate([*map(rng.permutation, windows), np.arange(full, full + 2)])
+    lanes = []
+    for lane in map(plan.lane, range(plan.lanes)):
+        step = np.arange(len(lane)) // plan.lane_rows
+        window = np.minimum(step, full) // steps + (step >= full)
+        lane = lane[np.lexsort((lengths[lane], window))]
+        lanes.append(lane[np.argsort(place[step], kind="stable")])
+    return replace(plan, order=np.concatenate(lanes), window=steps * plan.lane_rows)

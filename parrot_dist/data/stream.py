@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from parrot_dist import storage
 from parrot_dist.data.audio import SAMPLE_RATE
+from parrot_dist.data.augmentation import Augmentation
 from parrot_dist.data.index import BrokenSample, Index, read_sample
+from parrot_dist.data.nodecache import NodeCache
 from parrot_dist.data.plan import EpochPlan, Layout, Rows, find_chunks, rank_lanes
+from parrot_dist.errors import UserError
 
 READERS = 8  # concurrent requests of one process
+HEAD = 1 / 32  # of a window: what may be read twice so that the first step need not wait for a whole window
 
 
 @dataclass(frozen=True)
@@ -64,13 +73,17 @@ class Source(Protocol[Sample]):
 
 @dataclass(frozen=True)
 class Corpus:
-    """The shards of a corpus, as a source of utterances, which are cut after `max_samples`."""
+    """The shards of a corpus, as a source of utterances, which are cut after `max_samples`.
+
+    With `cache`, what was read is kept on the disk of the node.
+    """
 
     url: str
     shards: tuple[str, ...]
     layout: Layout
     keys: NDArray[Any]
     max_samples: int
+    cache: NodeCache | None = None
     read_ahead = None
     in_memory = False
 
@@ -81,9 +94,14 @@ class Corpus:
         layout = Layout(numbers.astype(np.int64), index.offset, index.size)
         return cls(url, tuple(shards.tolist()), layout, index.key, int(max_seconds * SAMPLE_RATE))
 
+    def kept_on_node(self, path: Path, size: int, index: Index) -> Corpus:
+        """This corpus, of `index`, with a cache of at most `size` bytes in the file at `path`."""
+        sizes = np.array([index.shard_sizes[shard] for shard in self.shards], np.int64)
+        return replace(self, cache=NodeCache(path, size, f"{self.url} {index.digest}", sizes))
+
     def read(self, rows: Rows) -> dict[int, bytes]:
         """The bytes of samples, read in runs, see `fetch`."""
-        return fetch(self.url, self.shards, self.layout, rows)
+        return fetch(self.url, self.shards, self.layout, rows, self.cache)
 
     def decode(self, row: int, data: bytes) -> Utterance | Skipped:
         """The utterance in the tar bytes of a sample."""
@@ -102,37 +120,68 @@ class RankStream(IterableDataset[list[Sample | Skipped]]):
     iterate it: each yields its part of every step.
     """
 
-    def __init__(self, source: Source[Sample], plan: EpochPlan, lanes: range, start: int = 0) -> None:
+    def __init__(
+        self,
+        source: Source[Sample],
+        plan: EpochPlan,
+        lanes: range,
+        start: int = 0,
+        augmentation: Augmentation | None = None,
+    ) -> None:
         super().__init__()
         self.source, self.plan, self.lanes, self.start = source, plan, lanes, start
+        self.augmentation = augmentation
 
     def __iter__(self) -> Iterator[list[Sample | Skipped]]:
         worker = get_worker_info()
         mine = rank_lanes(len(self.lanes), worker.id, worker.num_workers) if worker else range(len(self.lanes))
         lanes = [self.lanes[i] for i in mine]
-        with ThreadPoolExecutor(READERS) as pool:
-            readers = {lane: self._read_lane(lane, pool) for lane in lanes}
+        pool = ThreadPoolExecutor(READERS)
+        try:
+            samples = [read_ahead(pool, self.source.read, self._pieces(lane)) for lane in lanes]
             for step in range(self.start, self.plan.steps):
-                yield [item for lane in lanes for item in islice(readers[lane], len(self.plan.lane_step(lane, step)))]
+                counts = [len(self.plan.lane_step(lane, step)) for lane in lanes]
+                parts = [islice(lane, count) for lane, count in zip(samples, counts, strict=True)]
+                yield [self._decode(step, row, data) for part in parts for row, data in part]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    def _read_lane(self, lane: int, pool: ThreadPoolExecutor) -> Iterator[Sample | Skipped]:
+    def _pieces(self, lane: int) -> list[Rows]:
+        """What is read at a time of the samples of a lane from step `start` on."""
         rows, window = self.plan.lane(lane), self.source.read_ahead or self.plan.window
-        done = self.start * self.plan.lane_rows
-        if self.source.in_memory:
-            yield from (self.source.decode(row, b"") for row in rows[done:].tolist())
-            return
-        cuts = [(max(a, done), min(a + window, len(rows))) for a in range(0, len(rows), window) if a + window > done]
-        ahead: Future[dict[int, bytes]] | None = None
-        for number, (begin, end) in enumerate(cuts):
-            current = ahead or pool.submit(self.source.read, rows[begin:end])
-            following = cuts[number + 1 : number + 2]
-            ahead = pool.submit(self.source.read, rows[slice(*following[0])]) if following else None
-            samples = current.result()
-            for row in rows[begin:end].tolist():
-                yield self.source.decode(row, samples.pop(row))
+        done, head = self.start * self.plan.lane_rows, self.plan.lane_rows
+        pieces = [rows[max(a, done) : a + window] for a in range(0, len(rows), window) if a + window > done]
+        if pieces and head <= HEAD * len(pieces[0]):
+            pieces[:1] = [pieces[0][:head], pieces[0][head:]]
+        return pieces
+
+    def _decode(self, step: int, row: int, data: bytes) -> Sample | Skipped:
+        item = self.source.decode(row, data)
+        if self.augmentation is None or not isinstance(item, Utterance):
+            return item
+        return replace(item, waveform=self.augmentation.apply(item.waveform, step, row))
 
 
-def fetch(url: str, shards: tuple[str, ...], layout: Layout, rows: Rows) -> dict[int, bytes]:
+def read_ahead(
+    pool: Executor, read: Callable[[Rows], dict[int, bytes]], pieces: list[Rows]
+) -> Iterator[tuple[int, bytes]]:
+    """Row and bytes of every sample in `pieces`; the first is read from now on, each other while the last is in use."""
+    reads = (pool.submit(read, piece) for piece in pieces)
+    ahead = deque(islice(reads, 1))
+
+    def take() -> Iterator[tuple[int, bytes]]:
+        for piece in pieces:
+            samples = ahead.popleft().result()
+            ahead.extend(islice(reads, 1))
+            for row in piece.tolist():
+                yield row, samples[row]
+
+    return take()
+
+
+def fetch(
+    url: str, shards: tuple[str, ...], layout: Layout, rows: Rows, cache: NodeCache | None = None
+) -> dict[int, bytes]:
     """Row -> the bytes of its sample, read chunk by chunk.
 
     Raises:
@@ -146,8 +195,10 @@ def fetch(url: str, shards: tuple[str, ...], layout: Layout, rows: Rows) -> dict
     for chunk in np.split(ordered, starts[1:]):
         begin = layout.offset[chunk]
         end = begin + layout.size[chunk]
-        shard = storage.join(url, shards[layout.shard[chunk[0]]])
-        data = storage.read_bytes(shard, int(begin[0]), int(end.max()))
+        shard = int(layout.shard[chunk[0]])
+        load = partial(storage.read_bytes, storage.join(url, shards[shard]))
+        span = int(begin[0]), int(end.max())
+        data = cache.read(shard, *span, load) if cache else load(*span)
         for row, a, b in zip(chunk.tolist(), begin - begin[0], end - begin[0], strict=True):
             found[row] = data[a:b]
     return found
@@ -161,8 +212,52 @@ def iterate(stream: RankStream[Sample], workers: int) -> Iterator[list[Sample | 
         return
     # forkserver: forking a process that has run S3 clients and thread pools deadlocks (s3fs#914).
     loader = DataLoader(
-        stream, batch_size=None, num_workers=workers, multiprocessing_context="forkserver", prefetch_factor=4
+        _Parcels(stream),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="forkserver",
+        prefetch_factor=4,
     )
-    parts = iter(loader)  # the workers in turn, so every `workers` parts are one step, in lane order
+    parts = map(_unpack, loader)  # the workers in turn, so every `workers` parts are one step, in lane order
     for first in parts:
         yield first + [item for part in islice(parts, workers - 1) for item in part]
+
+
+@dataclass(frozen=True)
+class _Parcel:
+    """Samples on their way between processes: the waveforms of utterances as one tensor, which is shared memory.
+
+    Measured, a fifth more utterances a second than through a pipe.
+    """
+
+    items: list[Any]
+    lengths: list[int]
+    waves: Tensor
+
+
+class _Parcels(IterableDataset[_Parcel | UserError]):
+    """The steps of a stream; a message for the user as well: raised, it would leave its process as a traceback."""
+
+    def __init__(self, stream: RankStream[Any]) -> None:
+        super().__init__()
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[_Parcel | UserError]:
+        try:
+            yield from map(_pack, self.stream)
+        except UserError as error:
+            yield error
+
+
+def _pack(items: list[Any]) -> _Parcel:
+    nothing = np.zeros(0, np.float32)
+    waves = [item.waveform for item in items if isinstance(item, Utterance)]
+    rest = [replace(item, waveform=nothing) if isinstance(item, Utterance) else item for item in items]
+    return _Parcel(rest, [len(wave) for wave in waves], torch.from_numpy(np.concatenate([nothing, *waves])))
+
+
+def _unpack(part: _Parcel | UserError) -> list[Any]:
+    if isinstance(part, UserError):
+        raise part
+    waves = iter(np.split(part.waves.numpy(), np.cumsum(part.lengths)))
+    return [replace(item, waveform=next(waves)) if isinstance(item, Utterance) else item for item in part.items]

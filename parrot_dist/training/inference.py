@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from parrot_dist.data.augmentation import Augmentation
 from parrot_dist.data.frozen import Kept
 from parrot_dist.data.plan import EpochPlan, Rows, rank_lanes
 from parrot_dist.data.stream import RankStream, Skipped, Source, Utterance, iterate
@@ -83,13 +84,21 @@ class Batch:
 
 
 def open_stream(
-    task: Task, feeds: Mapping[str, Source[Item]], plan: EpochPlan, place: Place, start: int = 0
+    task: Task,
+    feeds: Mapping[str, Source[Item]],
+    plan: EpochPlan,
+    place: Place,
+    start: int = 0,
+    augmentation: Augmentation | None = None,
 ) -> Iterator[Batch]:
-    """This rank's share of every step of `plan` from `start` on; each branch is fed by its own source."""
+    """This rank's share of every step of `plan` from `start` on; each branch is fed by its own source.
+
+    `augmentation` changes the waveforms.
+    """
     lanes = rank_lanes(plan.lanes, place.rank, place.world_size)
     sources = {id(source): source for source in feeds.values()}
     streams = {
-        number: iterate(RankStream(source, plan, lanes, start), task.config.data.workers)
+        number: iterate(RankStream(source, plan, lanes, start, augmentation), task.config.data.workers)
         for number, source in sources.items()
     }
     for parts in zip(*streams.values(), strict=True):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parrot_dist.data.plan import (
     CHUNK_BYTES,
     GAP_BYTES,
+    WINDOW_BYTES,
     EpochPlan,
     Layout,
+    balance,
     find_chunks,
+    fit_window,
     rank_lanes,
     sequential_epoch,
     shuffled_epoch,
@@ -32,6 +35,7 @@ def layouts(draw: st.DrawFn) -> tuple[Layout, np.ndarray]:
 
 @st.composite
 def plans(draw: st.DrawFn, drop_last: bool = False) -> tuple[EpochPlan, np.ndarray]:
+    """An epoch over random samples, with bucketing or without."""
     layout, rows = draw(layouts())
     lanes = draw(st.integers(1, 16))
     plan = shuffled_epoch(
@@ -43,6 +47,7 @@ def plans(draw: st.DrawFn, drop_last: bool = False) -> tuple[EpochPlan, np.ndarr
         batch_size=lanes * draw(st.integers(1, 5)),
         window=draw(st.integers(1, 64)),
         drop_last=drop_last,
+        lengths=layout.size if draw(st.booleans()) else None,
     )
     return plan, rows
 
@@ -64,15 +69,30 @@ def test_dropping_the_last_batch_leaves_full_batches_of_different_samples(case: 
     assert len(rows) - len(used) < plan.batch_size + plan.lanes
 
 
-@given(plans(), st.integers(1, 16), st.integers(0, 10_000))
-def test_ranks_together_see_the_global_batch_in_order_from_any_step(
-    case: tuple[EpochPlan, np.ndarray], world: int, start: int
+@given(plans(), st.integers(1, 16), st.integers(1, 4), st.integers(0, 10_000))
+def test_ranks_and_their_data_workers_together_see_the_global_batch_in_order_from_any_step(
+    case: tuple[EpochPlan, np.ndarray], world: int, workers: int, start: int
 ) -> None:
     plan, _ = case
     world = min(world, plan.lanes)
+    shares = [rank_lanes(plan.lanes, rank, world) for rank in range(world)]
+    lanes = [share[i] for share in shares for worker in range(workers) for i in rank_lanes(len(share), worker, workers)]
     for step in range(start % (plan.steps + 1), plan.steps):
-        parts = [plan.lane_step(lane, step) for rank in range(world) for lane in rank_lanes(plan.lanes, rank, world)]
-        assert np.array_equal(np.concatenate(parts), plan.global_batch(step))
+        assert np.array_equal(np.concatenate([plan.lane_step(lane, step) for lane in lanes]), plan.global_batch(step))
+
+
+@given(plans(), st.lists(st.tuples(st.integers(1, 16), st.integers(1, 20)), max_size=6))
+def test_an_epoch_interrupted_anywhere_and_resumed_on_other_worlds_uses_every_sample_once(
+    case: tuple[EpochPlan, np.ndarray], parts: list[tuple[int, int]]
+) -> None:
+    plan, rows = case
+    used, step = [rows[:0]], 0
+    for world, steps in [*parts, (1, plan.steps)]:
+        world, stop = min(world, plan.lanes), min(step + steps, plan.steps)
+        for rank in range(world):
+            used += [plan.lane_step(lane, s) for s in range(step, stop) for lane in rank_lanes(plan.lanes, rank, world)]
+        step = stop
+    assert sorted(np.concatenate(used)) == sorted(rows)
 
 
 @given(plans())
@@ -121,17 +141,103 @@ def test_an_epoch_of_a_contiguous_corpus_reads_few_chunks() -> None:
     assert requests < 40 * 2  # a shard is 4 MB, one chunk; lanes cut some in two
 
 
-def test_neighbours_in_the_corpus_are_far_apart_in_an_epoch() -> None:
-    size = np.full(8_000, 40_000)
-    layout = Layout(np.repeat(np.arange(80), 100), np.tile(np.arange(100) * 40_000, 80), size)
-    plan = shuffled_epoch(
-        layout, np.arange(8_000), seed=0, epoch=0, lanes=16, batch_size=32, window=256, drop_last=False
+def clips(shards: int, size: int = 40_000) -> Layout:
+    """Shards of a hundred clips each, side by side."""
+    number = np.arange(100 * shards)
+    return Layout(number // 100, number % 100 * size, np.full(len(number), size))
+
+
+def usage(plan: EpochPlan) -> np.ndarray:
+    """The samples in the order of their use."""
+    return np.concatenate([plan.global_batch(step) for step in range(plan.steps)])
+
+
+SETTINGS = {"seed": 0, "lanes": 16, "batch_size": 32, "window": 256, "drop_last": False}
+
+
+def test_an_epoch_is_as_well_shuffled_as_a_permutation() -> None:
+    layout, n = clips(100), 10_000
+    rng = np.random.default_rng(0)
+
+    def close_pairs(batches: list[np.ndarray]) -> float:
+        """How many pairs of a batch are neighbours in the corpus, as clips of one speaker are."""
+        return float(np.mean([(np.abs(batch[:, None] - batch) < 80).sum() - len(batch) for batch in batches]))
+
+    for epoch in range(5):
+        plan, ideal = shuffled_epoch(layout, np.arange(n), epoch=epoch, **SETTINGS), rng.permutation(n)
+        order = usage(plan)
+        # Chunks are what is shuffled over the whole epoch: by chance alone it correlates by 1 / sqrt(chunks).
+        assert abs(np.corrcoef(order, np.arange(n))[0, 1]) < 3 / np.sqrt(100)
+        assert np.abs(np.diff(order)).mean() > 0.75 * np.abs(np.diff(ideal)).mean()
+        batches = [plan.global_batch(step) for step in range(plan.steps)]
+        assert close_pairs(batches) < 1.4 * close_pairs(np.array_split(ideal, plan.steps))
+
+
+def test_every_epoch_and_every_seed_has_its_own_order() -> None:
+    layout, n = clips(20), 2_000
+    orders = [
+        usage(shuffled_epoch(layout, np.arange(n), epoch=epoch, **SETTINGS | {"seed": seed}))
+        for seed in range(3)
+        for epoch in range(8)
+    ]
+    for i, one in enumerate(orders):
+        for other in orders[:i]:
+            assert (one == other).mean() < 0.01
+            assert abs(np.corrcoef(one, other)[0, 1]) < 0.5
+
+
+def test_bucketing_fills_batches_with_one_length_in_random_order() -> None:
+    layout, n = clips(40), 4_000
+    lengths = np.random.default_rng(0).integers(8_000, 160_000, n)
+    plain, bucketed = (
+        shuffled_epoch(layout, np.arange(n), epoch=0, lengths=given, **SETTINGS) for given in (None, lengths)
     )
-    order = np.concatenate([plan.global_batch(step) for step in range(plan.steps)])
-    assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.1
-    assert np.median(np.abs(np.diff(order))) > 0.5 * np.median(
-        np.abs(np.diff(np.random.default_rng(0).permutation(8_000)))
+
+    def padding(plan: EpochPlan) -> float:
+        batches = [lengths[plan.global_batch(step)] for step in range(plan.steps)]
+        return 1 - lengths.sum() / sum(len(batch) * batch.max() for batch in batches)
+
+    assert padding(plain) > 0.4
+    assert padding(bucketed) < 0.1
+    means = [lengths[bucketed.global_batch(step)].mean() for step in range(bucketed.steps)]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=400), st.integers(0, 2**31))
+def test_balanced_sampling_gives_every_class_its_share_and_repeats_only_what_is_used_up(
+    labels: list[int], seed: int
+) -> None:
+    label, rows = np.array(labels), np.arange(len(labels))
+    drawn = np.concatenate(balance(rows, label, np.random.default_rng(seed)))
+    assert len(drawn) == len(rows)
+    shares = np.bincount(label[drawn])[np.unique(label)]
+    assert shares.max() - shares.min() <= 1
+    for one in np.unique(label):
+        times = np.bincount(drawn[label[drawn] == one], minlength=len(rows))[label == one]
+        assert times.max() - times.min() <= 1
+
+
+@settings(max_examples=30)
+@given(layouts(), st.integers(0, 20))
+def test_a_balanced_epoch_is_a_function_of_its_arguments_too(case: tuple[Layout, np.ndarray], epoch: int) -> None:
+    layout, rows = case
+    labels = np.arange(len(layout.size)) ** 2 % 3
+    first, second = (
+        shuffled_epoch(layout, given, epoch=epoch, labels=labels, lengths=layout.size, **SETTINGS)
+        for given in (rows, rows[::-1])
     )
+    assert np.array_equal(first.order, second.order)
+    assert len(first.order) == len(rows)
+
+
+@given(layouts(), st.integers(1, 16), st.integers(1, 300))
+def test_no_lane_holds_more_than_its_bound(case: tuple[Layout, np.ndarray], lanes: int, window: int) -> None:
+    layout, rows = case
+    plan = sequential_epoch(layout, rows, lanes=lanes, batch_size=lanes, window=window)
+    assert plan.window == fit_window(layout.size[plan.order], lanes, window) <= window
+    for lane in map(plan.lane, range(lanes)):
+        held = [layout.size[lane[a : a + plan.window]].sum() for a in range(0, len(lane), plan.window)]
+        assert plan.window == 1 or all(size <= WINDOW_BYTES for size in held)
 
 
 def test_an_evaluation_takes_the_samples_in_the_order_of_the_shards() -> None:

@@ -1,8 +1,13 @@
 """Local copies of remote files: one download for all the ranks of a node, and nothing left of one that failed."""
 
+import os
+import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from textwrap import dedent
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -64,3 +69,28 @@ def test_a_changed_object_is_copied_anew(remote):
     after = storage.local_copy("s3://store/model")
     assert contents(before)["weights/a.bin"] == b"abc"
     assert contents(after)["weights/a.bin"] == b"abcd"
+
+
+UNPRIVILEGED = ["unshare", "--map-root-user", "--mount"]  # a mount of one's own, without being root
+
+
+def can_mount():
+    return shutil.which("unshare") is not None and subprocess.run([*UNPRIVILEGED, "true"]).returncode == 0
+
+
+@pytest.mark.skipif(not can_mount(), reason="needs a mount namespace of its own")
+def test_a_full_disk_is_a_users_mistake(bucket_url, tmp_path):
+    storage.write_bytes(f"{bucket_url}/model/weights.bin", bytes(2**20))
+    script = f"""
+        from parrot_dist import storage
+        from parrot_dist.errors import UserError
+        try:
+            storage.local_copy("{bucket_url}/model")
+        except UserError as error:
+            print(error)
+    """
+    mounted = 'mount -t tmpfs -o size=64k tmpfs "$TMPDIR" && exec "$0" -c "$1"'
+    command = [*UNPRIVILEGED, "sh", "-c", mounted, sys.executable, dedent(script)]
+    ended = subprocess.run(command, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True)
+    expected = f"{tmp_path}/parrot-dist-0: No space left on device; TMPDIR names another place for copies of encoders\n"
+    assert ended.stdout == expected, ended.stderr

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from parrot_dist import storage
+from parrot_dist.data.augmentation import Augmentation
 from parrot_dist.data.index import read_index
 from parrot_dist.data.plan import EpochPlan, rank_lanes, shuffled_epoch
 from parrot_dist.data.stream import Corpus, RankStream, Skipped, Utterance, iterate
@@ -30,6 +31,10 @@ def make_plan(corpus: Corpus, epoch: int = 0) -> EpochPlan:
 
 def batches(stream: RankStream, workers: int = 0) -> list[list[int]]:
     return [[item.row for item in items] for items in iterate(stream, workers)]
+
+
+def heard(stream: RankStream, workers: int = 0) -> list[list[tuple[int, bytes]]]:
+    return [[(item.row, item.waveform.tobytes()) for item in items] for items in iterate(stream, workers)]
 
 
 def test_ranks_read_what_the_plan_says(corpus: Corpus) -> None:
@@ -106,9 +111,64 @@ def test_a_stream_travels_to_a_process_and_opens_nothing_before(corpus: Corpus) 
 
 
 def test_data_workers_change_nothing(corpus: Corpus) -> None:
-    stream = RankStream(corpus, make_plan(corpus), range(1, 4), start=1)
-    assert batches(stream, workers=2) == batches(stream)
+    change = Augmentation(seed=1, epoch=0, noise=0.1, gain_db=3, speed=0.1)
+    stream = RankStream(corpus, make_plan(corpus), range(1, 4), 1, change)
+    assert heard(stream, workers=2) == heard(stream)
 
 
 def test_no_rows_are_no_bytes(corpus: Corpus) -> None:
     assert corpus.read(np.zeros(0, np.int64)) == {}
+
+
+def test_waveforms_are_augmented_alike_on_any_number_of_ranks_and_on_resume(corpus: Corpus) -> None:
+    plan, change = make_plan(corpus), Augmentation(seed=1, epoch=0, noise=0.1, gain_db=3, speed=0.1)
+
+    def share(lanes: range, start: int = 0) -> list[list[tuple[int, bytes]]]:
+        return heard(RankStream(corpus, plan, lanes, start, change))
+
+    whole = share(range(4))
+    assert len({wave for step in whole for _, wave in step}) == SPEAKERS * CLIPS
+    assert [left + right for left, right in zip(share(range(2)), share(range(2, 4)), strict=True)] == whole
+    assert share(range(4), start=2) == whole[2:]
+
+
+def test_a_balanced_epoch_streams_repeated_samples(corpus: Corpus) -> None:
+    labels = (np.arange(len(corpus.keys)) % 6 == 0).astype(np.int64)
+    settings = {"seed": 1, "epoch": 0, "lanes": 4, "batch_size": 8, "window": 40, "drop_last": False}
+    plan = shuffled_epoch(corpus.layout, np.arange(len(labels)), labels=labels, **settings)
+    rows = [row for step in batches(RankStream(corpus, plan, range(4))) for row in step]
+    assert sorted(rows) == sorted(plan.order)
+    assert np.mean(labels[rows]) == 0.5
+
+
+def test_a_node_reads_the_shards_once_for_all_epochs_and_ranks(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, reads = storage.read_bytes, []
+
+    def counted(url: str, start: int, end: int) -> bytes:
+        reads.append(end - start)
+        return read(url, start, end)
+
+    plain = [batches(RankStream(corpus, make_plan(corpus, epoch), range(4))) for epoch in range(3)]
+    cached = corpus.kept_on_node(tmp_path / "cache", 2**24, read_index(corpus.url))
+    monkeypatch.setattr(storage, "read_bytes", counted)
+    for epoch in range(3):
+        assert (
+            batches(RankStream(pickle.loads(pickle.dumps(cached)), make_plan(corpus, epoch), range(4))) == plain[epoch]
+        )
+        if epoch:
+            assert not reads
+        reads.clear()
+
+
+def test_the_first_step_does_not_wait_for_a_whole_window(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, pieces = np.arange(len(corpus.keys)), []
+    settings = {"seed": 1, "epoch": 0, "lanes": 1, "batch_size": 1, "window": 40, "drop_last": False}
+    plan = shuffled_epoch(corpus.layout, rows, **settings)
+    monkeypatch.setattr(Corpus, "read", lambda _, rows: pieces.append(len(rows)) or dict.fromkeys(rows.tolist(), b""))
+    list(RankStream(corpus, plan, range(1)))
+    assert pieces == [1, 39, 8]
+    pieces.clear()
+    list(RankStream(corpus, plan, range(1), start=3))
+    assert pieces == [1, 36, 8]
