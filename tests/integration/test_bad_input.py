@@ -172,5 +172,6 @@ def test_the_command_itself_says_it_in_a_few_lines_and_never_calls_ray(material:
     with Driver(settings(material, bucket_url, "data.classes=[joy,sadness]"), nobody) as driver:
         assert driver.finish() == 2
     assert driver.output.splitlines() == [
-        f"error: data.classes: {material.corpus} holds utterances labelled anger, which is not among joy, sadness"
+        f"error: data.classes: {material.corpus} holds utterances labelled anger, which is not among joy, sadness; "
+        "data.emotions maps labels to classes, or to nothing"
     ]
