@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -14,6 +13,8 @@ from parrot_dist import config
 from parrot_dist.config import Config, Scale
 from parrot_dist.errors import exits_cleanly
 from parrot_dist.local.cluster import ray_head
+from parrot_dist.manual import Parser
+from parrot_dist.reporting.view import JsonLines, Text
 
 DESCRIPTION = (
     "Train PARROT on the cluster that RAY_ADDRESS names, or on a local one. The same command again goes on from the "
@@ -24,31 +25,35 @@ DESCRIPTION = (
 @exits_cleanly
 def main() -> int:
     """Parse the command line, run the job, return its exit code."""
-    settings = parse(sys.argv[1:])
+    args = command_line().parse_intermixed_args(sys.argv[1:])
+    settings = config.load(args.config, args.words)
+    view = JsonLines() if args.json else Text(settings.optim.epochs, quiet=args.quiet)
     from parrot_dist.training.prepare import prepare  # seconds of imports that a mistyped setting need not wait for
 
-    if not prepare(settings):
+    if not prepare(settings, view):
         return 0
     with cluster(settings.scale):
         from parrot_dist.training.launch import launch  # imports Ray, which reads its environment when imported
 
-        return launch(settings)
+        return launch(settings, view)
 
 
-def parse(arguments: list[str], program: str = "train", description: str = DESCRIPTION) -> Config:
+def command_line() -> Parser:
+    """What `train` takes."""
+    parser = Parser("train", DESCRIPTION)
+    style = parser.add_mutually_exclusive_group()
+    style.add_argument("--quiet", action="store_true", help="show only warnings, errors and where the checkpoints are")
+    style.add_argument("--json", action="store_true", help="show what happens as JSON, one object a line")
+    return parser
+
+
+def parse(arguments: list[str]) -> Config:
     """The configuration that a command line stands for.
 
     Raises:
         UserError: see `config.load`.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m parrot_dist.{program}",
-        description=description,
-        epilog="Settings: " + ", ".join(config.schema_keys()),
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with settings, see jobs/")
-    parser.add_argument("words", nargs="*", metavar="key=value", help="settings that override the file's")
-    args = parser.parse_intermixed_args(arguments)
+    args = command_line().parse_intermixed_args(arguments)
     return config.load(args.config, args.words)
 
 

@@ -42,5 +42,6 @@ def bucket_url(s3: S3Server) -> str:
 @pytest.fixture(scope="session")
 def ray_cluster(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
     """A Ray head for the session with four logical CPUs, whose jobs use the S3 server of the session."""
-    with ray_head(tmp_path_factory.mktemp("ray"), s3.env, num_cpus=4) as head:
+    env = s3.env | {"RAY_health_check_period_ms": "1000"}  # 3 s by default, five times before a node counts as lost
+    with ray_head(tmp_path_factory.mktemp("ray"), env, num_cpus=4) as head:
         yield head

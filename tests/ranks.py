@@ -40,6 +40,9 @@ class Listener:
         self.asked += 1
         return self.asked - 1 == self.stop_at
 
+    def at(self, step: int) -> None:
+        pass
+
 
 def run_rank(rank: int, world: int, store: str, text: str, stop_at: int | None, results: Any) -> None:
     """One process: train, then hand over how it ended and what it said."""
@@ -84,8 +87,13 @@ def next_result(results: Any, processes: list[Any]) -> Any:
             assert all(process.exitcode in (None, 0) for process in processes), "a rank died"
 
 
-def trained_parameters(config: Config) -> dict[str, torch.Tensor]:
-    """The parameters in the newest checkpoint of a run."""
-    found = checkpoint.newest(config.run_url)
-    assert found is not None
-    return load(checkpoint.read_part(found, MODEL_PART))
+def trained_parameters(config: Config, step: int | None = None) -> dict[str, torch.Tensor]:
+    """The parameters in a run's checkpoint at `step`, or in its newest."""
+    found = [one for one in checkpoint.find_all(config.run_url) if step in (None, one.manifest.step)]
+    return load(checkpoint.read_part(found[-1], MODEL_PART))
+
+
+def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """Norm of the difference over the norm, all parameters together."""
+    one, other = (torch.cat([tensors[name].flatten() for name in sorted(tensors)]) for tensors in (ours, theirs))
+    return float((one - other).norm() / other.norm())

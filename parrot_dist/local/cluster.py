@@ -80,7 +80,8 @@ class RayHead:
         name = submission_id or f"parrot-{uuid.uuid4().hex[:12]}"
         if submission_id and self._job(name):
             raise UserError(f"there has been a job {name} on this cluster; each submission needs an id of its own")
-        options = ["--submission-id", name, "--working-dir", str(working_dir)]
+        plain = ["--log-style=pretty", "--log-color=false"]  # without, a file gets time stamps and escape codes
+        options = [*plain, "--submission-id", name, "--working-dir", str(working_dir)]
         options += ["--runtime-env", str(runtime_env)] if runtime_env else []
         # Less than errors is about every file that .rayignore leaves out.
         submission = ["ray", "--logging-level", "error", "job", "submit", *options, "--", *command]

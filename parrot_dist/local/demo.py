@@ -18,17 +18,22 @@ from parrot_dist.errors import exits_cleanly
 from parrot_dist.local.cluster import ray_head
 from parrot_dist.local.process import exit_on_sigterm
 from parrot_dist.local.s3 import s3_server
+from parrot_dist.manual import Parser
 from parrot_dist.reporting.progress import Follower
 
 FOLDER = Path(".demo")
 JOB = "jobs/demo.yaml"
+DESCRIPTION = (
+    "Everything on this machine: an S3 server and a Ray cluster on loopback, a spoken corpus, shards, training, "
+    f"evaluation, prediction. What is done is kept in {FOLDER}. The settings of the training are those of {JOB}."
+)
 CPUS = 4  # logical: the workers are small, and scale.num_workers=4 shall fit on a laptop too
 
 
 @exits_cleanly
 def main() -> int:
     """Run the demo; `key=value` words go to the training job."""
-    words = sys.argv[1:]
+    words = Parser("local.demo", DESCRIPTION, takes_file=False).parse_args().words
     settings = config.load(JOB, words)
     exit_on_sigterm()
     began = time.monotonic()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -152,8 +152,9 @@ def retain(run_url: str, keep: int) -> None:
 class Writer:
     """Saves checkpoints in the background, one at a time, so that training goes on during the upload."""
 
-    def __init__(self, run_url: str, keep: int) -> None:
-        self._run_url, self._keep = run_url, keep
+    def __init__(self, run_url: str, keep: int, tell: Callable[[int, str], None] = lambda step, url: None) -> None:
+        """`tell` is called with step and URL of every checkpoint that is complete, in another thread."""
+        self._run_url, self._keep, self._tell = run_url, keep, tell
         self._pool = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
@@ -169,7 +170,7 @@ class Writer:
             pending.result()
 
     def _save(self, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
-        save(self._run_url, manifest, parts)
+        self._tell(manifest.step, save(self._run_url, manifest, parts))
         retain(self._run_url, self._keep)
 
 

@@ -19,42 +19,51 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from parrot_dist import storage
 from parrot_dist.config import Config
 from parrot_dist.errors import UserError
-from parrot_dist.reporting import history
-from parrot_dist.reporting.progress import Progress
-from parrot_dist.training import checkpoint
+from parrot_dist.reporting.tracking import Tracking, curves
+from parrot_dist.reporting.view import View
+from parrot_dist.training.gauges import Gauges
+from parrot_dist.training.lease import Lease, hold
 from parrot_dist.training.monitor import Event, Monitor
-from parrot_dist.training.prepare import print_places, url_of
+from parrot_dist.training.prepare import show_end
+from parrot_dist.training.pulse import Suspect, hangs
 from parrot_dist.training.trainer import RAY_FOLDER, Trainer, build_trainer, resources_of
 
 POLL_SECONDS = 0.2
+HANG_POLL_SECONDS = 1.0
 GRACE_SECONDS = 5.0  # between one worker's failure and the end of all: most fail together, and each has its say
 
 
-def launch(config: Config) -> int:
-    """Run the job that `config` describes on the cluster that RAY_ADDRESS names, and return the exit code.
+def launch(config: Config, view: View) -> int:
+    """Run the job of `config` on the cluster that RAY_ADDRESS names, shown by `view`, and return the exit code.
 
     0: all epochs are done. 128 + signal: stopped, with a checkpoint; at once if no worker had begun, or at a second
     signal. 1: the workers were lost more often than `scale.max_failures`.
 
     Raises:
-        UserError: the data or the settings do not allow it.
+        UserError: the data or the settings do not allow it, or another driver trains this run.
     """
-    with connect(), signals_on_socket() as signals:
+    with (
+        hold(config.run_url, lambda text: view.show("message", text=text)) as lease,
+        connect(),
+        signals_on_socket() as signals,
+    ):
         # On the driver's node: anywhere else, the loss of that node would end the driver and not only its workers.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         monitor: Any = ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=here).remote()
-        watch = Watch(config, monitor, build_trainer(config, monitor), signals)
+        watch = Watch(config, monitor, build_trainer(config, monitor), signals, view, lease)
         error = watch.fit()
     if watch.failures:
-        raise UserError("\n".join(watch.failures))
+        why = "\n".join(watch.failures)
+        show_end(view, config, "failed", why)
+        raise UserError(why)
     if watch.how == "finished" and error is None:
         storage.delete(storage.join(config.run_url, RAY_FOLDER))
-        print_places(config)
+        show_end(view, config, "finished")
         return 0
     if watch.signals:
-        print(f"stopped; the same command goes on from {url_of(checkpoint.newest(config.run_url))}")
+        show_end(view, config, "stopped")
         return 128 + watch.signals[0]
-    print(f"the run was lost: {error}\nthe same command goes on from {url_of(checkpoint.newest(config.run_url))}")
+    show_end(view, config, "lost", str(error))
     return 1
 
 
@@ -106,15 +115,20 @@ class Watch:
         signals: the numbers of the signals that came.
     """
 
-    def __init__(self, config: Config, monitor: Any, trainer: Trainer, inbox: socket.socket) -> None:
+    def __init__(
+        self, config: Config, monitor: Any, trainer: Trainer, inbox: socket.socket, view: View, lease: Lease
+    ) -> None:
         self.how = "lost"
         self.failures: list[str] = []
         self.signals: list[int] = []
-        self._config, self._monitor, self._trainer, self._inbox = config, monitor, trainer, inbox
-        self._progress = Progress(config.optim.epochs)
+        self._config, self._monitor, self._trainer, self._inbox, self._view = config, monitor, trainer, inbox, view
+        self._tracking = Tracking(config, warn=lambda text: view.show("warning", text=text))
+        self._gauges = Gauges(config.name)
         self._over = threading.Event()
         self._begun = False
+        self._lease = lease
         self._failed_at: float | None = None
+        self._looked_at = 0.0
 
     def fit(self) -> Exception | None:
         """Train; meanwhile show events and pass on signals. Returns what Ray Train raised."""
@@ -128,7 +142,8 @@ class Watch:
         finally:
             self._over.set()
             thread.join()
-            self._progress.close()
+            self._tracking.close(self.how == "finished")
+            self._view.close()
         return None
 
     def _follow(self) -> None:
@@ -136,15 +151,31 @@ class Watch:
             if select.select([self._inbox], [], [], POLL_SECONDS)[0]:
                 self._heed(self._inbox.recv(1)[0])
             self._show_events()
+            self._end_what_hangs()
+            if self._lease.lost:
+                self._fail(self._lease.lost)
             failed_long_ago = self._failed_at is not None and time.monotonic() - self._failed_at > GRACE_SECONDS
             if failed_long_ago or len(self.signals) > 1 or (self.signals and not self._begun):
                 self._trainer.give_up()
         self._show_events()
 
+    def _end_what_hangs(self) -> None:
+        """End the process of a rank that hangs: then Ray Train sees a lost worker, and starts all of them anew."""
+        seconds, now = self._config.scale.hang_seconds, time.monotonic()
+        if not seconds or now - self._looked_at < HANG_POLL_SECONDS:
+            return
+        self._looked_at = now
+        found: list[Suspect] = ray.get(self._monitor.suspects.remote(seconds))
+        for suspect in found:
+            if hangs(suspect):
+                self._view.show("warning", text=f"{suspect} for {seconds:g} s (scale.hang_seconds); starting anew")
+                ray.kill(suspect.beat.worker)
+            ray.get(self._monitor.forget.remote(suspect.beat.rank))
+
     def _heed(self, number: int) -> None:
         self.signals.append(number)
         if len(self.signals) == 1 and self._begun:
-            self._progress.message("stopping after this step; a checkpoint is being saved")
+            self._view.show("message", text="stopping after this step; a checkpoint is being saved")
             ray.get(self._monitor.stop.remote())
 
     def _show_events(self) -> None:
@@ -153,28 +184,28 @@ class Watch:
             self._show(event)
 
     def _show(self, event: Event) -> None:
-        if event.kind == "step":
-            self._progress.update(**event.data)
-        elif event.kind == "epoch":
-            record = history.from_json([event.data["record"]])[0]
-            self._progress.message(history.line(record, self._config.optim.epochs))
-        elif event.kind == "fill":
-            self._progress.fill(**event.data)
-        elif event.kind == "message":
-            self._progress.message(event.data["text"])
-        else:
-            self.how = event.data["how"]
-            why = event.data.get("why")
-            if why and why not in self.failures:
-                self.failures.append(why)
-                self._failed_at = self._failed_at or time.monotonic()
+        if event.kind != "end":
+            self._view.show(event.kind, **event.data)
+            self._tracking.take(event.kind, event.data)
+            self._gauges.set(curves(event.kind, event.data))
+            return
+        self.how = event.data["how"]
+        if event.data.get("why"):
+            self._fail(event.data["why"])
+
+    def _fail(self, why: str) -> None:
+        if why not in self.failures:
+            self.failures.append(why)
+            self._failed_at = self._failed_at or time.monotonic()
 
     def _say_what_is_lacking(self) -> None:
         scale = self._config.scale
         there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        workers = scale.min_workers or scale.num_workers
         for name, each in resources_of(scale).items():
-            if there.get(name, 0) < scale.num_workers * each:
-                self._progress.message(
-                    f"waiting until the cluster has {scale.num_workers * each:g} {name}s for {scale.num_workers} "
-                    f"workers; it has {there.get(name, 0):g}"
+            if there.get(name, 0) < workers * each:
+                lacking = (
+                    f"waiting until the cluster has {workers * each:g} {name}s for {workers} workers; it has "
+                    f"{there.get(name, 0):g}"
                 )
+                self._view.show("warning", text=lacking)

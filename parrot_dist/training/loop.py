@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -24,13 +25,14 @@ from parrot_dist.reporting.metrics import score
 from parrot_dist.training import checkpoint
 from parrot_dist.training.checkpoint import Found, Manifest, Writer
 from parrot_dist.training.inference import Batch, Item, Place, autocast, infer, open_stream
-from parrot_dist.training.model import CONFIG_PART, ParrotModel, build_model, describe_encoders
+from parrot_dist.training.model import CONFIG_PART, Inputs, ParrotModel, build_model, describe_encoders
 from parrot_dist.training.monitor import Listener, Stopped
 from parrot_dist.training.prefix import open_feeds
 from parrot_dist.training.reference import fit_reference
 from parrot_dist.training.snapshot import State, dump_parts, restore
 from parrot_dist.training.task import Task, open_task
 
+NON_FINITE_SHARE = 0.1  # of an epoch's steps: a run that leaves out more is not the one that was asked for
 STEP_REPORT_SECONDS = 0.25  # often enough for a bar, too seldom to load the monitor
 
 
@@ -136,8 +138,10 @@ class Loop:
         self.clock = Clock()
         self.model.train()
         plan = self.task.training_plan(self.state.epoch)
-        batches = open_stream(self.task, self.feeds, plan, self.place, self.state.epoch_step)
+        augmentation = self.task.augmentation(self.state.epoch)
+        batches = open_stream(self.task, self.feeds, plan, self.place, self.state.epoch_step, augmentation)
         for epoch_step in range(self.state.epoch_step, plan.steps):
+            self.reporter.at(self.state.step)
             began = time.perf_counter()
             batch = next_or_error(batches)
             self.clock.waited += time.perf_counter() - began
@@ -189,25 +193,44 @@ class Loop:
         loss = F.cross_entropy(logits, labels, reduction="sum") * (self.place.world_size / sum(sizes))
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         value = self._check(loss, plan, epoch_step)
-        self.scaler.step(self.optimizer)
+        if value is not None:
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self._account(value, sum(sizes), plan, epoch_step)
+        if value is not None:
+            self._account(value, sum(sizes), plan, epoch_step)
 
-    def _check(self, loss: Tensor, plan: EpochPlan, epoch_step: int) -> float:
-        """The loss of the global batch, once it and the gradients are found sound; clips the gradients."""
+    def _check(self, loss: Tensor, plan: EpochPlan, epoch_step: int) -> float | None:
+        """The loss of the global batch; None, on all ranks, if it or a gradient is not finite. Clips the gradients."""
         self.scaler.unscale_(self.optimizer)
         clip = self.config.optim.clip_norm
         norm = torch.nn.utils.clip_grad_norm_(self.model.trained().values(), clip if clip > 0 else float("inf"))
         value = self.place.mean(loss.detach())
         # Loss scaling meets infinite gradients on purpose, and skips their step.
-        if not np.isfinite(value) or not (self.scaler.is_enabled() or torch.isfinite(norm)):
-            keys = self.task.index.key[plan.global_batch(epoch_step)]
-            raise UserError(
-                f"the loss of step {self.state.step} is {value} and its gradient's norm {float(norm)}; "
-                f"the batch was {', '.join(map(str, keys))}"
-            )
-        return value
+        if np.isfinite(value) and (self.scaler.is_enabled() or torch.isfinite(norm)):
+            return value
+        keys = self.task.index.key[plan.global_batch(epoch_step)]
+        self._leave_out(
+            f"the loss of step {self.state.step} is {value} and its gradient's norm {float(norm)}; "
+            f"the batch was {', '.join(map(str, keys))}",
+            plan.steps,
+        )
+        return None
+
+    def _leave_out(self, what: str, steps: int) -> None:
+        """Count and tell of a step whose numbers are not finite, out of the epoch's `steps`.
+
+        Raises:
+            UserError: there must be none, or there have been too many.
+        """
+        if self.config.optim.non_finite == "stop":
+            raise UserError(what)
+        self.state.non_finite += 1
+        most = max(1, int(NON_FINITE_SHARE * steps))
+        if self.state.non_finite > most:
+            raise UserError(f"optim.non_finite: more than {most} of the {steps} steps of an epoch; the last: {what}")
+        if self.place.rank == 0:
+            self.reporter.put("warning", text=f"left out: {what}")
 
     def _account(self, loss: float, rows: int, plan: EpochPlan, epoch_step: int) -> None:
         self.state.loss_sum += loss * rows
@@ -233,10 +256,15 @@ class Loop:
     def _end_epoch(self) -> None:
         record = self._validate()
         self.state.close_epoch(record)
-        if self.place.rank == 0:
-            self.reporter.put("epoch", **asdict(record))  # before the checkpoint, which vouches for it
         self.save(score=record.uar)
+        if self.place.rank == 0:
+            self.reporter.put("epoch", **asdict(record))
         self.on_epoch(record)
+
+    def _judge(self, inputs: Inputs, sizes: list[int]) -> Tensor:
+        self.reporter.at(self.state.step)
+        logits: Tensor = self.model(inputs, None, sizes)
+        return logits
 
     def _validate(self) -> EpochRecord:
         self.model.eval()
@@ -245,7 +273,7 @@ class Loop:
             self.feeds,
             self.task.parts.validation,
             self.place,
-            lambda inputs, sizes: self.model(inputs, None, sizes),
+            self._judge,
         )
         self._name(skipped if self.place.rank == 0 else [])
         self.task.refuse_broken(skipped, len(self.task.parts.validation))
@@ -265,7 +293,8 @@ class Loop:
             utterances_per_second=self.clock.utterances / trained,
             data_wait=waited / trained,
             seconds=time.perf_counter() - self.clock.began,
-            marginal_error=self.state.marginal_error if self.model.head.needs_reference else None,
+            marginal_error=None if self.model.head.marginal_error is None else self.state.marginal_error,
+            non_finite=self.state.non_finite,
         )
 
     def save(self, score: float | None) -> None:
@@ -304,12 +333,17 @@ def next_or_error(batches: Iterator[Batch]) -> Batch | UserError:
 
 
 def build_optimizer(model: ParrotModel, config: Config) -> torch.optim.Optimizer:
-    """Adam (the paper's) with the head's learning rate and each branch's own for its unfrozen part."""
-    groups = [{"params": list(model.head.parameters()), "lr": config.optim.lr}]
+    """Adam (the paper's) with the head's learning rate and each branch's own for its unfrozen part, which falls by
+    `lr_decay` from block to block below the last (as in ELECTRA, Clark et al. 2020, arXiv 2003.10555).
+    """
+    groups: list[dict[str, Any]] = [{"params": list(model.head.parameters()), "lr": config.optim.lr}]
     for branch, encoder in model.branches():
-        unfrozen = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-        if unfrozen:
-            groups.append({"params": unfrozen, "lr": getattr(config.encoders, branch).lr})
+        settings, layers = getattr(config.encoders, branch), defaultdict(list)
+        for name, parameter in encoder.named_parameters():
+            if parameter.requires_grad:
+                layers[encoder.layer_index(name)].append(parameter)
+        for layer, parameters in sorted(layers.items()):
+            groups.append({"params": parameters, "lr": settings.lr * settings.lr_decay ** (encoder.depth - layer)})
     # Fused: one pass over each parameter, where the default's ten took a third of a step with frozen encoders.
     return torch.optim.Adam(groups, weight_decay=config.optim.weight_decay, fused=True)
 

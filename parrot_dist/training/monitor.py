@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import ray
 
-Kind = Literal["fill", "step", "epoch", "message", "end"]
+from parrot_dist.reporting.view import Kind
+from parrot_dist.training.pulse import Beat, Heart, Pulse, Suspect, feel, suspects
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something the person at the driver should see.
+    """Something the person at the driver should see, with what `Kind` says of it.
 
-    `kind` is "fill" (progress of computing frozen layers), "step" (progress within an epoch), "epoch" (an EpochRecord
-    as JSON), "message" (a line of text) or "end" (how the run ended: finished, stopped or failed, and why).
+    An "end" of a worker holds only how its part ended (finished, stopped or failed) and why.
     """
 
     kind: Kind
@@ -35,6 +37,9 @@ class Listener(Protocol):
     def stop_wanted(self) -> bool:
         """Whether the run shall save a checkpoint and leave."""
 
+    def at(self, step: int) -> None:
+        """Take note that this rank gets on, and is at this step of the run."""
+
 
 class Monitor:
     """An actor that the driver owns; it ends with the driver, and so does the run."""
@@ -42,6 +47,7 @@ class Monitor:
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._stop = False
+        self._pulses: dict[int, Pulse] = {}
 
     def put(self, event: Event) -> bool:
         """Take an event of a worker; the answer says whether the run shall stop."""
@@ -57,12 +63,24 @@ class Monitor:
         """Ask the workers to save a checkpoint and leave."""
         self._stop = True
 
+    def beat(self, beat: Beat) -> None:
+        """Take a sign of life of a rank."""
+        self._pulses[beat.rank] = feel(self._pulses.get(beat.rank), beat, time.monotonic())
+
+    def forget(self, rank: int) -> None:
+        """The rank has left, or has come anew."""
+        self._pulses.pop(rank, None)
+
+    def suspects(self, seconds: float) -> list[Suspect]:
+        """The ranks that seem to have hung for so long."""
+        return suspects(self._pulses.values(), time.monotonic(), seconds)
+
 
 class Reporter:
     """A worker's end of the monitor; training never waits for it."""
 
-    def __init__(self, monitor: Any) -> None:
-        self._monitor = monitor
+    def __init__(self, monitor: Any, heart: Heart) -> None:
+        self._monitor, self._heart = monitor, heart
         self._answer: Any = None
         self._stop = False
 
@@ -82,3 +100,19 @@ class Reporter:
             self._stop |= ray.get(self._answer)
             self._answer = None
         return self._stop
+
+    def at(self, step: int) -> None:
+        """Let the next beat say so."""
+        self._heart.at(step)
+
+
+class LogToReporter(logging.Handler):
+    """Brings what a worker's modules log to the person at the driver, who does not see Ray's log files."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__(logging.INFO)
+        self._reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a record on."""
+        self._reporter.put("warning" if record.levelno >= logging.WARNING else "message", text=record.getMessage())

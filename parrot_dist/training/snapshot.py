@@ -39,6 +39,7 @@ class State:
         seen: utterances of the running epoch so far.
         skipped: utterances of the running epoch that could not be read.
         marginal_error: the largest of the running epoch.
+        non_finite: steps of the running epoch that were left out.
         history: one record for every completed epoch.
     """
 
@@ -49,6 +50,7 @@ class State:
     seen: int = 0
     skipped: int = 0
     marginal_error: float = 0.0
+    non_finite: int = 0
     history: list[EpochRecord] = field(default_factory=list)
 
     def close_epoch(self, record: EpochRecord) -> None:
@@ -56,6 +58,7 @@ class State:
         self.history.append(record)
         self.epoch += 1
         self.epoch_step, self.loss_sum, self.seen, self.skipped, self.marginal_error = 0, 0.0, 0, 0, 0.0
+        self.non_finite = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for a file that is loaded without unpickling objects."""

@@ -40,8 +40,9 @@ def build_trainer(config: Config, monitor: Any) -> Trainer:
     return Trainer(
         train_worker,
         train_loop_config={"config": configuration.dumps(config), "monitor": monitor},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=scale.num_workers,
+        scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]  # typed as it was in Ray Train V1
+            num_workers=(scale.min_workers, scale.num_workers) if scale.min_workers else scale.num_workers,  # type: ignore[arg-type]
+            elastic_resize_monitor_interval_s=scale.resize_seconds,
             use_gpu=scale.use_gpu,
             resources_per_worker=resources_of(scale),
             placement_strategy=scale.placement,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from typing import Any
 
@@ -9,11 +10,13 @@ import ray.train
 import ray.train.torch
 
 from parrot_dist import config as configuration
+from parrot_dist.config import Config
 from parrot_dist.errors import Unreachable, UserError
 from parrot_dist.reporting.history import EpochRecord
 from parrot_dist.training.inference import Place
 from parrot_dist.training.loop import train_rank
-from parrot_dist.training.monitor import Reporter, Stopped
+from parrot_dist.training.monitor import LogToReporter, Reporter, Stopped
+from parrot_dist.training.pulse import Heart
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -21,17 +24,27 @@ def train_worker(settings: dict[str, Any]) -> None:
 
     What a person must mend is told to the driver and not raised: Ray Train would try it again.
     """
-    reporter = Reporter(settings["monitor"])
+    config, place = configuration.loads(settings["config"]), _place()
+    with Heart(settings["monitor"], place.rank, config.scale.hang_seconds) as heart:
+        reporter = Reporter(settings["monitor"], heart)
+        if place.rank == 0:  # the others have the same to say
+            logger = logging.getLogger("parrot_dist")
+            logger.setLevel(logging.INFO)
+            logger.addHandler(LogToReporter(reporter))
+        reporter.put_and_wait("end", **_train(config, place, reporter))
+
+
+def _train(config: Config, place: Place, reporter: Reporter) -> dict[str, str]:
+    """How it ended, and why."""
     try:
-        train_rank(configuration.loads(settings["config"]), _place(), reporter, _report)
-        outcome: dict[str, str] = {"how": "finished"}
+        train_rank(config, place, reporter, _report)
     except Stopped:
-        outcome = {"how": "stopped"}
+        return {"how": "stopped"}
     except Unreachable:
         raise  # Ray Train tries again
     except UserError as error:
-        outcome = {"how": "failed", "why": str(error)}
-    reporter.put_and_wait("end", **outcome)
+        return {"how": "failed", "why": str(error)}
+    return {"how": "finished"}
 
 
 def _place() -> Place:

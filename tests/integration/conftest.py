@@ -8,7 +8,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from parrot_dist import storage
 from parrot_dist.local.cluster import RayHead
 from parrot_dist.local.s3 import S3Server
 from tests.jobs import Material, settings, train_here, write_material
@@ -33,13 +35,20 @@ class FinishedRun:
 
 
 @pytest.fixture(scope="session")
-def finished_run(material: Material, s3: S3Server, ray_cluster: RayHead) -> FinishedRun:
-    """The job as the README runs it, by `ray job submit`."""
+def finished_run(
+    material: Material, s3: S3Server, ray_cluster: RayHead, tmp_path_factory: pytest.TempPathFactory
+) -> FinishedRun:
+    """The bare job on a prepared cluster, `ray job submit ... -- python -m parrot_dist.train`."""
     output = f"s3://{s3.bucket}/finished"
     words = settings(material, output, "checkpoint.every_steps=1", "checkpoint.keep=100")
+    places = ("data.shards=", "output=")
+    file = OmegaConf.from_dotlist([word for word in words if not word.startswith(places)])
+    storage.write_bytes(f"{output}.yaml", OmegaConf.to_yaml(file).encode())
+    places_of = {"PARROT_CONFIG": f"{output}.yaml", "PARROT_SHARDS": material.corpus, "PARROT_OUTPUT": output}
+    env = OmegaConf.merge(OmegaConf.load(REPOSITORY / "jobs" / "runtime_env.yaml"), {"env_vars": places_of})
+    OmegaConf.save(env, runtime_env := tmp_path_factory.mktemp("job") / "runtime_env.yaml")
     lines: list[str] = []
-    command = ["python", "-m", "parrot_dist.train", *words]
-    code = ray_cluster.submit(command, REPOSITORY, REPOSITORY / "jobs" / "runtime_env.yaml", show=lines.append)
+    code = ray_cluster.submit(["python", "-m", "parrot_dist.train"], REPOSITORY, runtime_env, show=lines.append)
     return FinishedRun(words, f"{output}/run", code, "\n".join(lines))
 
 

@@ -6,17 +6,21 @@ import os
 import re
 import signal
 import sys
+import time
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
 from parrot_dist import storage
 from parrot_dist.local.cluster import RayHead
+from parrot_dist.local.s3 import S3Server
 from tests.corpus import write_corpus
+from tests.gate import Gate
 from tests.jobs import Driver, Material, fingerprint, settings, train
+from tests.processes import train_workers
 
 pytestmark = pytest.mark.cluster
+AWAY_SECONDS = 3.0  # of the store: the loop alone rides out 20 s by the same repetitions, only later ones
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -34,7 +38,7 @@ def test_a_run_that_was_stopped_and_then_loses_a_worker_ends_with_the_same_param
     assert (step, digest) == fingerprint(finished_run.url, step)
     with Driver(words, ray_cluster.env) as driver:
         driver.wait_for("/6  loss")
-        os.kill(train_workers(ray_cluster)[0], signal.SIGKILL)
+        os.kill(train_workers(ray_cluster.address)[0], signal.SIGKILL)
         assert driver.finish() == 0, driver.output
     starts = re.findall(r"going on from step (\d+) .* on 2 workers", driver.output)
     assert len(starts) == 2
@@ -42,36 +46,30 @@ def test_a_run_that_was_stopped_and_then_loses_a_worker_ends_with_the_same_param
     assert fingerprint(run) == fingerprint(finished_run.url)
 
 
-def test_a_run_that_lost_its_driver_and_then_is_interrupted_stands_where_the_undisturbed_one_stood(
-    material: Material, bucket_url: str, ray_cluster: RayHead, finished_run
+def test_a_run_that_lost_its_driver_amid_a_checkpoint_and_its_store_for_a_while_stands_where_the_undisturbed_one_stood(
+    material: Material, bucket_url: str, ray_cluster: RayHead, s3: S3Server, finished_run
 ) -> None:
     words, run = settings(material, bucket_url, "checkpoint.every_steps=1"), f"{bucket_url}/run"
-    with Driver(words, ray_cluster.env) as driver:
-        driver.wait_for("epoch 1/3  loss")
-        driver.process.kill()
-    with Driver(words, ray_cluster.env) as driver:
-        driver.wait_for("/6  loss")
-        driver.process.send_signal(signal.SIGINT)
-        assert driver.finish() == 128 + signal.SIGINT, driver.output
-    resumed = int(re.findall(r"going on from step (\d+)", driver.output)[0])
+    torn = f"{run}/checkpoints/step-00000007"
+    with Gate(s3.endpoint) as gate:
+        with Driver(words, ray_cluster.env | gate.environment()) as driver:
+            gate.hold(rb"PUT \S*/step-00000007/manifest\.json")
+            assert gate.held.wait(100)
+            driver.process.kill()
+        gate.release()
+        assert set(storage.list_files(torn)) == {"config.yaml", "model.safetensors", "state.pt"}
+        with Driver(words, ray_cluster.env | gate.environment()) as driver:
+            driver.wait_for("/6  loss")
+            gate.shut()
+            time.sleep(AWAY_SECONDS)
+            gate.open()
+            driver.process.send_signal(signal.SIGINT)
+            assert driver.finish() == 128 + signal.SIGINT, driver.output
+    assert f"{torn} is incomplete and is passed over" in driver.output
+    assert re.findall(r"going on from step (\d+)", driver.output) == ["6"]
     step, digest = fingerprint(run)
-    assert 5 <= resumed < step < 18
+    assert 6 < step < 18
     assert (step, digest) == fingerprint(finished_run.url, step)
-
-
-def train_workers(head: RayHead) -> list[int]:
-    """The processes that train on `head`: its raylet's children of that name."""
-    processes = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            processes[int(folder.name)] = (folder / "cmdline").read_text(), parent
-        except OSError:
-            continue  # it has just ended
-    raylets = [pid for pid, (command, _) in processes.items() if "/raylet" in command and head.address in command]
-    found = [pid for pid, (command, parent) in processes.items() if "TrainWorker" in command and parent in raylets]
-    assert len(found) == 2
-    return sorted(found)
 
 
 def test_a_job_that_still_waits_for_its_workers_ends_at_once_when_told_to(

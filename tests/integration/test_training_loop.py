@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +14,12 @@ from parrot_dist import config as configuration
 from parrot_dist.config import Config
 from parrot_dist.local.encoders import write_random_encoders
 from parrot_dist.training import checkpoint
+from parrot_dist.training.inference import Place
+from parrot_dist.training.loop import train_rank
+from parrot_dist.training.model import MODEL_PART, ParrotModel
 from parrot_dist.training.task import open_task
 from tests.corpus import CLASSES, write_corpus
-from tests.ranks import train, trained_parameters
+from tests.ranks import Listener, distance, train, trained_parameters
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +56,7 @@ def job(ground: Path, output: Path, *words: str) -> Config:
 
 
 def losses(events: list[tuple[str, dict]]) -> list[float]:
-    return [event["record"]["train_loss"] for kind, event in events if kind == "epoch"]
-
-
-def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
-    """Norm of the difference over the norm, all parameters together."""
-    one, other = (torch.cat([tensors[name].flatten() for name in sorted(tensors)]) for tensors in (ours, theirs))
-    return float((one - other).norm() / other.norm())
+    return [event["train_loss"] for kind, event in events if kind == "epoch"]
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +68,39 @@ def undisturbed(ground: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return settings, losses(events)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize(("world", "micro_batch"), [(2, 0), (3, 1)])
 def test_the_world_size_changes_nothing_but_the_rounding(
-    ground: Path, tmp_path: Path, undisturbed: tuple[Config, list[float]], world: int
+    ground: Path, tmp_path: Path, undisturbed: tuple[Config, list[float]], world: int, micro_batch: int
 ) -> None:
-    settings = job(ground, tmp_path)
+    settings = job(ground, tmp_path, f"optim.micro_batch={micro_batch}")
     how, events = train(settings, world, tmp_path)
     assert how == "finished"
     assert losses(events) == pytest.approx(undisturbed[1], rel=1e-4)
     assert distance(trained_parameters(settings), trained_parameters(undisturbed[0])) < 1e-3
+
+
+def fifty_steps(ground: Path, folder: Path, world: int) -> list[float]:
+    """Losses of a training of frozen encoders, slow enough not to know every utterance by heart."""
+    folder.mkdir()
+    frozen = ("encoders.mamba.unfreeze=none", "encoders.attention.unfreeze=none", f"data.cache={ground / 'cache'}")
+    slow = ("optim.epochs=5", "optim.batch_size=4", "optim.lr=2e-4")
+    how, events = train(job(ground, folder, *frozen, *slow), world, folder)
+    assert how == "finished"
+    assert max(event["step"] for kind, event in events if kind == "epoch") >= 50
+    return losses(events)
+
+
+def test_fifty_steps_agree_on_any_number_of_ranks(ground: Path, tmp_path: Path) -> None:
+    alone, two, four = (fifty_steps(ground, tmp_path / str(world), world) for world in (1, 2, 4))
+    assert two == pytest.approx(alone, rel=1e-3)
+    assert four == pytest.approx(alone, rel=1e-3)
+    assert alone[-1] < 0.9 * alone[0]
+
+
+def test_transport_over_frames_does_not_know_the_world_size(ground: Path, tmp_path: Path) -> None:
+    words = ("fusion.over=frames", "optim.epochs=1", f"data.cache={tmp_path / 'cache'}")
+    (_, alone), (_, three) = (train(job(ground, tmp_path / str(n), *words), n, tmp_path) for n in (1, 3))
+    assert losses(three) == pytest.approx(losses(alone), rel=1e-4)
 
 
 def test_a_local_plan_is_another_mathematics(
@@ -96,7 +119,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert how == "stopped"
     how, events = train(settings, 1, tmp_path)
     assert how == "finished"
-    assert f"going on from step {stop_at}" in events[0][1]["text"]
+    kind, start = events[0]
+    assert (kind, start["step"], start["workers"]) == ("start", stop_at, 1)
     resumed, whole = trained_parameters(settings), trained_parameters(undisturbed[0])
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     assert losses(events)[-1] == undisturbed[1][-1]
@@ -162,6 +186,41 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_batch(ground: Path
     assert "the batch was s" in how
 
 
+def test_a_loss_that_is_not_finite_can_be_left_out(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, steps = ParrotModel.forward, itertools.count()
+
+    def spoilt(self: ParrotModel, *args: Any) -> torch.Tensor:
+        bad = self.training and next(steps) == 3  # the first one is the rehearsal
+        return forward(self, *args) * (float("nan") if bad else 1)
+
+    monkeypatch.setattr(ParrotModel, "forward", spoilt)
+    words = ("fusion.name=concat", "optim.epochs=1", "optim.non_finite=skip", "data.keep_frozen=false")
+    settings = job(ground, tmp_path, *words, "checkpoint.every_steps=1", "checkpoint.keep=100")
+    listener = Listener()
+    train_rank(settings, Place(), listener, lambda record: None)
+    warnings = [event["text"] for kind, event in listener.events if kind == "warning"]
+    assert len(warnings) == 1
+    batch = open_task(settings).training_plan(0).global_batch(2)
+    keys = ", ".join(open_task(settings).index.key[batch])
+    assert warnings[0] == f"left out: the loss of step 2 is nan and its gradient's norm nan; the batch was {keys}"
+    assert [event["non_finite"] for kind, event in listener.events if kind == "epoch"] == [1]
+    parameters = [found.manifest.files[MODEL_PART]["sha256"] for found in checkpoint.find_all(settings.run_url)]
+    assert parameters[1] == parameters[2]
+    assert len(set(parameters)) == len(parameters) - 1
+
+
+def test_a_run_whose_loss_stays_infinite_ends_on_all_ranks_though_it_may_leave_steps_out(
+    ground: Path, tmp_path: Path
+) -> None:
+    words = ("optim.lr=1e30", "fusion.name=concat", "optim.clip_norm=0", "optim.non_finite=skip")
+    how, events = train(job(ground, tmp_path, *words), 2, tmp_path)
+    assert how.startswith("failed: optim.non_finite: more than 1 of the")
+    warnings = [event["text"] for kind, event in events if kind == "warning"]
+    assert [text.partition(" is ")[0] for text in warnings] == ["left out: the loss of step 1"]
+
+
 def messages(events: list[tuple[str, dict]]) -> str:
     return "\n".join(event["text"] for kind, event in events if kind == "message")
 
@@ -197,3 +256,18 @@ def test_training_from_activations_is_training_from_audio(
     assert how == "finished"
     assert "frozen part" not in messages(events)
     assert losses(events) == pytest.approx(undisturbed[1], rel=1e-4)
+
+
+def test_changed_waveforms_and_drawn_classes_are_the_same_on_any_world_and_on_resume(
+    ground: Path, tmp_path: Path, undisturbed: tuple[Config, list[float]]
+) -> None:
+    words = ["data.augment.noise=0.1", "data.augment.speed=0.1", "data.sampling=balanced", "data.bucketing=true"]
+    whole, parts = job(ground, tmp_path / "whole", *words), job(ground, tmp_path / "parts", *words)
+    how, events = train(whole, 1, tmp_path)
+    assert how == "finished"
+    assert "data.augment" in messages(events)
+    assert "frozen part" not in messages(events)
+    assert losses(events) != pytest.approx(undisturbed[1], rel=1e-4)
+    assert train(parts, 2, tmp_path, stop_at=4)[0] == "stopped"
+    assert train(parts, 1, tmp_path)[0] == "finished"
+    assert distance(trained_parameters(parts), trained_parameters(whole)) < 1e-3

@@ -151,14 +151,15 @@ def test_ray_wants_a_token_and_is_not_exposed(file: str) -> None:
     assert not cluster["headGroupSpec"].keys() & {"enableIngress", "ingressOptions", "headService"}
 
 
-def test_only_the_projects_pods_and_the_operator_reach_ray() -> None:
+def test_only_the_projects_pods_the_operator_and_prometheus_reach_ray() -> None:
     policy = document("namespace", "NetworkPolicy", "parrot-dist")["spec"]
     ours = policy["podSelector"]["matchLabels"]
     assert all(ours.items() <= template["metadata"]["labels"].items() for template in TEMPLATES.values())
-    inside, operator = policy["ingress"]
+    inside, operator, prometheus = policy["ingress"]
     assert inside == {"from": [{"podSelector": {"matchLabels": ours}}]}
-    assert all("podSelector" in peer for peer in operator["from"])
+    assert all("podSelector" in peer for peer in [*operator["from"], *prometheus["from"]])
     assert operator["ports"] == [{"protocol": "TCP", "port": 8265}]
+    assert prometheus["ports"] == [{"protocol": "TCP", "port": 8080}]  # KubeRay's metrics-export-port
 
 
 @every_resource

@@ -94,12 +94,14 @@ def test_the_best_is_the_earliest_of_equals(run: str) -> None:
 
 
 def test_the_newest_and_the_best_are_kept_and_what_is_torn_goes(run: str) -> None:
-    writer = Writer(run, keep=2)
+    told: list[int] = []
+    writer = Writer(run, 2, lambda step, url: told.append(step) if checkpoint.locate(url) else None)
     storage.write_bytes(storage.join(run, checkpoint.FOLDER, "step-00000000", "state.pt"), b"torn")
     for step, score in ((1, 0.3), (2, 0.9), (3, 0.2), (4, None), (5, 0.4)):
         writer.save(manifest(step, score), PARTS)
     writer.wait()
     assert steps(run) == [2, 4, 5]
+    assert told == [1, 2, 3, 4, 5]
     names = {name.split("/")[0] for name in storage.list_files(storage.join(run, checkpoint.FOLDER))}
     assert len(names) == 3
 

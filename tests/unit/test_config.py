@@ -21,6 +21,7 @@ MINIMAL = [
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PARROT_CONFIG", raising=False)
     monkeypatch.delenv("PARROT_SHARDS", raising=False)
     monkeypatch.delenv("PARROT_OUTPUT", raising=False)
 
@@ -48,6 +49,26 @@ def test_words_win_over_the_file_and_the_file_over_the_environment(
     settings = config.load(str(file), [*words, "optim.lr=0.25"])
     assert (settings.output, settings.data.shards) == ("/from-file", "/shards-from-environment")
     assert (settings.optim.epochs, settings.optim.lr) == (3, 0.25)
+
+
+def test_a_prepared_cluster_needs_no_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("name: named\n" + "data: {classes: [anger, joy]}\n")
+    monkeypatch.setenv("PARROT_CONFIG", f"file://{file}")
+    settings = config.load(None, [word for word in MINIMAL if not word.startswith(("name", "data.classes"))])
+    assert (settings.name, settings.data.classes) == ("named", ["anger", "joy"])
+    assert config.load(None, MINIMAL).name == "test"
+    monkeypatch.setenv("PARROT_CONFIG", f"file://{tmp_path}/absent.yaml")
+    with pytest.raises(UserError, match=r"absent\.yaml: there is no such file"):
+        config.load(None, MINIMAL)
+
+
+def test_a_range_of_workers_is_a_maximum_and_a_minimum() -> None:
+    scale = config.load(None, [*MINIMAL, "scale.num_workers=[1,4]"]).scale
+    assert (scale.min_workers, scale.num_workers) == (1, 4)
+    assert config.load(None, MINIMAL).scale.min_workers == 0
+    assert "scale.min_workers: must be at most scale.num_workers" in faults("scale.num_workers=[4,2]")
+    assert "scale.num_workers: Value '[1, 2, 3]'" in faults("scale.num_workers=[1,2,3]")
 
 
 def test_all_mistakes_are_named_at_once_with_the_nearest_right_name() -> None:

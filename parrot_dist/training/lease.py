@@ -1,0 +1,160 @@
+"""One driver at a time: two of one run would write over each other's checkpoints.
+
+A driver holds the highest numbered object in the run's folder `driver/`, made by a conditional write that only one of
+several can win, and renews it. One that is no longer renewed is that of a dead driver, and the next number is free.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+
+from parrot_dist import storage
+from parrot_dist.errors import UserError
+
+FOLDER = "driver"  # of the run
+BEAT_S = 5.0
+STALE_S = 30.0  # without a beat; longer than a store's hiccup
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A driver: where it runs, since when (UTC), and how often it has renewed its lease."""
+
+    token: str
+    host: str
+    process: int
+    since: str
+    beats: int
+
+    def dump(self) -> bytes:
+        """As it lies on storage."""
+        return json.dumps(asdict(self)).encode()
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether that can be seen from here; only for a driver on this host."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False  # it is another user's
+        return False
+
+
+class Lease:
+    """What a driver holds; `lost` says to whom, if another driver took it over, which found it dead."""
+
+    def __init__(self, run_url: str, number: int, holder: Holder) -> None:
+        self.lost: str | None = None
+        self._run_url, self._number, self._holder = run_url, number, holder
+
+    def renew(self, beats: int) -> None:
+        """Say that the driver lives."""
+        newest = _newest(self._run_url)
+        if newest > self._number:
+            self.lost = _complaint(self._run_url, _read(self._run_url, newest))
+        else:
+            storage.write_bytes(_place(self._run_url, self._number), replace(self._holder, beats=beats).dump())
+
+    def release(self) -> None:
+        """Let the next driver in at once."""
+        storage.delete(_place(self._run_url, self._number))
+
+
+@contextmanager
+def hold(run_url: str, tell: Callable[[str], None]) -> Iterator[Lease]:
+    """The lease of the run for this driver; `tell` hears what is waited for, up to half a minute, where one is held.
+
+    Raises:
+        UserError: another driver trains this run.
+    """
+    holder = Holder(
+        secrets.token_hex(8), socket.gethostname(), os.getpid(), f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", 0
+    )
+    lease = Lease(run_url, _take(run_url, holder, tell), holder)
+    over = threading.Event()
+    thread = threading.Thread(target=_keep, args=(lease, over), daemon=True)
+    thread.start()
+    try:
+        yield lease
+    finally:
+        over.set()
+        thread.join()
+        with suppress(UserError, OSError):  # the store is away, which must not hide why the run ended
+            lease.release()
+
+
+def _keep(lease: Lease, over: threading.Event) -> None:
+    beats = 0
+    while not over.wait(BEAT_S) and not lease.lost:
+        beats += 1
+        with suppress(UserError, OSError):  # the store is away, from any other driver too
+            lease.renew(beats)
+
+
+def _take(run_url: str, holder: Holder, tell: Callable[[str], None]) -> int:
+    while True:
+        number = _newest(run_url)
+        if number >= 0:
+            _await_death(run_url, number, tell)
+        storage.create_bytes(_place(run_url, number + 1), holder.dump())
+        if _read(run_url, number + 1) == holder:  # the answer to a write that was won may have been lost
+            for name in storage.list_files(storage.join(run_url, FOLDER)):
+                if int(name.partition(".")[0]) <= number:
+                    storage.delete(storage.join(run_url, FOLDER, name))
+            return number + 1
+
+
+def _await_death(run_url: str, number: int, tell: Callable[[str], None]) -> None:
+    """Return when the holder is known to be dead, or gone.
+
+    Raises:
+        UserError: it lives.
+    """
+    seen = _read(run_url, number)
+    if seen is None or seen.is_dead:
+        return
+    tell(f"waiting to see whether the driver on {seen.host}, started {seen.since}, has died")
+    deadline = time.monotonic() + STALE_S
+    while time.monotonic() < deadline:
+        time.sleep(BEAT_S / 5)
+        now = _read(run_url, number)
+        if now is None:
+            return
+        if now != seen:
+            raise UserError(_complaint(run_url, now))
+
+
+def _complaint(run_url: str, holder: Holder | None) -> str:
+    who = f"process {holder.process} on {holder.host}, started {holder.since}" if holder else "another driver"
+    return f"name: {run_url} is being trained by {who}; stop that one, or give this run another name=..."
+
+
+def _place(run_url: str, number: int) -> str:
+    return storage.join(run_url, FOLDER, f"{number:08d}.json")
+
+
+def _newest(run_url: str) -> int:
+    """The highest number; -1 if there is none."""
+    return max((int(name.partition(".")[0]) for name in storage.list_files(storage.join(run_url, FOLDER))), default=-1)
+
+
+def _read(run_url: str, number: int) -> Holder | None:
+    try:
+        return Holder(**json.loads(storage.read_bytes(_place(run_url, number))))
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise

@@ -1,0 +1,35 @@
+"""What runs on this machine, read from /proc: the processes of a test's own Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+
+def running() -> dict[int, tuple[str, int]]:
+    """Process -> its command line, and its parent."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            found[int(folder.name)] = (folder / "cmdline").read_text(), parent
+    return found
+
+
+def train_workers(address: str) -> list[int]:
+    """The processes that train on the cluster at `address`, on any of its nodes: its raylets' children of that name."""
+    processes = running()
+    raylets = [pid for pid, (command, _) in processes.items() if "/raylet" in command and address in command]
+    return sorted(pid for pid, (command, parent) in processes.items() if "TrainWorker" in command and parent in raylets)
+
+
+def cut_power(pid: int) -> None:
+    """Kill a process and all that descends from it, none of which gets to say a word."""
+    doomed, processes = [pid], running()
+    for parent in doomed:
+        doomed += [child for child, (_, of) in processes.items() if of == parent]
+    for one in doomed:
+        with suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
