@@ -181,15 +181,18 @@ def test_mlflow_without_a_server_is_refused(monkeypatch: pytest.MonkeyPatch, tmp
 def test_wandb_offline_keeps_the_id_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="the extra wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "300")  # its own process may be slow to start on a busy machine
     settings = job(tmp_path, "wandb")
     for start, end in ((0, 10), (10, 15)):
+        folder = tmp_path / f"from-{start}"  # its own folders are named by the second
+        folder.mkdir()
+        monkeypatch.setenv("WANDB_DIR", str(folder))
         tracking.check(settings)
         tracker = Tracking(settings, fail)
         run(tracker, start, end, {5, 10, 15})
         tracker.close(finished=end == 15)
     identity = (tmp_path / "run" / "tracking_id").read_text()
-    files = sorted(tmp_path.glob(f"wandb/offline-run-*/run-{identity}.wandb"))
+    files = sorted(tmp_path.glob(f"from-*/wandb/offline-run-*/run-{identity}.wandb"))
     assert len(files) == 2  # `wandb sync` makes one run of them
     assert all(b"validation/uar" in file.read_bytes() for file in files)
 
