@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from parrot_dist import grid
 from parrot_dist.errors import exits_cleanly
 from parrot_dist.grid import Experiment
+from parrot_dist.manual import Parser
 from parrot_dist.train import cluster
 
 
@@ -28,13 +28,13 @@ def parse(arguments: list[str]) -> list[Experiment]:
     Raises:
         UserError: see `grid.load`.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m parrot_dist.papertable",
-        description="Every encoder embeds every corpus once; then all heads are trained on the embeddings, fold by "
-        "fold, as many at once as the cluster has room for. The result stands beside the published figures. The same "
-        "command again goes on with what is not done.",
-        epilog="The settings are those of parrot_dist.train (docs/configuration.md), but for grid.encoders and "
-        "grid.heads in the place of encoders and fusion.name: see jobs/paper/.",
+    parser = Parser(
+        "papertable",
+        "Every encoder embeds every corpus once; then all heads are trained on the embeddings, fold by fold, as many "
+        "at once as the cluster has room for. The result stands beside the published figures. The same command again goes "
+        "on with what is not done. The settings are those of a run, but for grid.encoders (name: {source: ...}) and "
+        "grid.heads in the place of encoders.* and fusion.name: see jobs/paper/.",
+        takes_file=False,
     )
     parser.add_argument(
         "--config",
@@ -43,7 +43,6 @@ def parse(arguments: list[str]) -> list[Experiment]:
         metavar="FILE",
         help="YAML files, one for each corpus, and one with the settings that all of them share",
     )
-    parser.add_argument("words", nargs="*", metavar="key=value", help="settings that override those of all files")
     args = parser.parse_intermixed_args(arguments)
     words = [*args.words, *(word for word in args.config if "=" in word)]  # --config takes what follows it
     return grid.load([file for file in args.config if "=" not in file], words)
