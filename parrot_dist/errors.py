@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import wraps
-from signal import SIGINT
+from signal import SIGINT, SIGPIPE
 
 
 class UserError(Exception):
@@ -32,6 +33,9 @@ def exits_cleanly(main: Callable[[], int]) -> Callable[[], int]:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except BrokenPipeError:  # nobody reads on, as in `... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + SIGPIPE
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 128 + SIGINT

@@ -19,7 +19,12 @@ def main() -> int:
         "run's folder `evaluation/` on storage, and copied to a local folder.",
     )
     parser.add_argument("checkpoint", help="URL of a checkpoint, or of a run, of which the best is taken")
-    parser.add_argument("--split", choices=("test", "validation", "train"), default="test")
+    parser.add_argument(
+        "--split",
+        choices=("test", "validation", "train"),
+        default="test",
+        help="which part of the corpus (default: test)",
+    )
     parser.add_argument(
         "--transport",
         choices=("batch", "reference"),

@@ -32,8 +32,8 @@ def parse(arguments: list[str]) -> list[Experiment]:
         "papertable",
         "Every encoder embeds every corpus once; then all heads are trained on the embeddings, fold by fold, as many "
         "at once as the cluster has room for. The result stands beside the published figures. The same command again "
-        "goes on with what is not done. The settings are those of a run, but for grid.encoders (name: {source: ...}) and "
-        "grid.heads in the place of encoders.* and fusion.name: see jobs/paper/.",
+        "goes on with what is not done. The settings are those of a run, but for grid.encoders and grid.heads in the "
+        "place of encoders.* and fusion.name: see jobs/paper/.",
         takes_file=False,
     )
     parser.add_argument(

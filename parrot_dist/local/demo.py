@@ -20,6 +20,7 @@ from parrot_dist.local.process import exit_on_sigterm
 from parrot_dist.local.s3 import s3_server
 from parrot_dist.manual import Parser
 from parrot_dist.reporting.progress import Follower
+from parrot_dist.reporting.provenance import find_commit
 
 FOLDER = Path(".demo")
 JOB = "jobs/demo.yaml"
@@ -45,6 +46,8 @@ def main() -> int:
         _say("Ray starts on loopback")
         with ray_head(FOLDER / "ray", server.env, num_cpus=CPUS) as head:
             command = ["python", "-m", "parrot_dist.train", "--config", JOB, *words]
+            if commit := find_commit(Path().absolute()):  # the upload has no `.git`
+                command = ["env", f"PARROT_COMMIT={commit.replace(', ', '-').replace(' ', '-')}", *command]
             _say(f"ray job submit --working-dir . -- {' '.join(command)}", f"dashboard: {head.dashboard}")
             with closing(Follower()) as follower:
                 code = head.submit(command, Path(), Path("jobs/runtime_env.yaml"), show=follower.show)

@@ -56,7 +56,7 @@ ATTENTIONS = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m parrot_dist.local.encoders", description=__doc__)
     parser.add_argument("url", help="folder or s3:// prefix to write to")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the weights; default: 0")
     parser.add_argument("--all", action="store_true", help="all eight of the paper's tables, not one for each branch")
     settings = parser.parse_args()
     write = write_all if settings.all else write_random_encoders

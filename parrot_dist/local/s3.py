@@ -182,9 +182,9 @@ class KeptObjects:
 @exits_cleanly
 def main() -> int:
     """Entry point: serve a folder in the foreground."""
-    parser = argparse.ArgumentParser(prog="parrot_dist.local.s3", description="an S3 server on loopback")
+    parser = argparse.ArgumentParser(prog="python -m parrot_dist.local.s3", description="an S3 server on loopback")
     parser.add_argument("folder", type=Path, help="where its objects, credentials and environment are kept")
-    parser.add_argument("--bucket", default="parrot")
+    parser.add_argument("--bucket", default="parrot", help="made if it is not there; default: %(default)s")
     parser.add_argument("--host", default=LOOPBACK, help="own address to listen on; default: %(default)s")
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()

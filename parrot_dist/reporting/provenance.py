@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,13 @@ PACKAGES = ("parrot-dist", "torch", "transformers", "ray", "POT")
 def provenance(folder: Path | None = None) -> dict[str, str]:
     """Program -> version of this process, and `commit` where the code in `folder` (this package's) is a checkout.
 
-    What Ray ships to a cluster has no `.git`, and an installed package none of its own.
+    What Ray ships to a cluster has no `.git`, and an installed package none of its own: there PARROT_COMMIT may say it.
     """
-    record = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    commit = _commit(folder or Path(__file__).parents[2])
+    record = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):  # this one, where a Ray job runs from its uploaded folder
+            record[name] = version(name)
+    commit = os.environ.get("PARROT_COMMIT") or find_commit(folder or Path(__file__).parents[2])
     return record | ({"commit": commit} if commit else {})
 
 
@@ -45,7 +50,7 @@ def read_starts(run_url: str) -> list[dict[str, str]]:
     return starts
 
 
-def _commit(folder: Path) -> str | None:
+def find_commit(folder: Path) -> str | None:
     """The commit checked out in `folder`, with a word if files have been changed since; None without git or `.git`."""
     if not (folder / ".git").exists():  # a repository further up is another project's
         return None
