@@ -88,7 +88,9 @@ class Predictor:
         return self.predict(load(str(url)))
 
     def predict(self, waveform: Waveform) -> NDArray[np.float32]:
-        """Probabilities (C,) of a waveform (samples,), float32 at 16 kHz: on one machine always the same bits.
+        """Probabilities (C,) of a waveform (samples,), float32 at 16 kHz.
+
+        With one number of threads (torch.get_num_threads) on one machine always the same bits.
 
         Raises:
             ValueError: it is empty, not one axis of floats, or not finite.
