@@ -137,7 +137,7 @@ class FrozenCorpus:
         """Without what is in memory: a data process reads its own."""
         return {name: value for name, value in self.__dict__.items() if name != "_kept"}
 
-    @property
+    @cached_property
     def in_memory(self) -> bool:
         """Whether the whole entry is small enough to be kept by each rank."""
         return int(self.layout.size.sum()) <= IN_MEMORY_BYTES
@@ -148,10 +148,9 @@ class FrozenCorpus:
         return READ_AHEAD
 
     def read(self, rows: Rows) -> dict[int, bytes]:
-        """Row -> its record; nothing of an entry in memory, which `decode` has at hand."""
-        there = rows[self.layout.size[rows] > 0]
-        found = {} if self.in_memory else fetch(self.url, self.shards, self.layout, there)
-        return found | {row: b"" for row in rows.tolist() if row not in found}
+        """Row -> its record, empty for a row without one."""
+        found = fetch(self.url, self.shards, self.layout, rows[self.layout.size[rows] > 0])
+        return {row: found.get(row, b"") for row in rows.tolist()}
 
     def decode(self, row: int, data: bytes) -> Kept | Skipped:
         """The activation of a row.

@@ -62,7 +62,7 @@ class Source(Protocol[Sample]):
 
     @property
     def in_memory(self) -> bool:
-        """Whether `decode` has everything at hand: nothing is read, and no process of its own is worth while."""
+        """Whether `decode` has everything at hand: `read` is not called, and no process of its own is worth while."""
 
     def read(self, rows: Rows) -> dict[int, bytes]:
         """Row -> its bytes."""
@@ -138,13 +138,19 @@ class RankStream(IterableDataset[list[Sample | Skipped]]):
         lanes = [self.lanes[i] for i in mine]
         pool = ThreadPoolExecutor(READERS)
         try:
-            samples = [read_ahead(pool, self.source.read, self._pieces(lane)) for lane in lanes]
+            samples = [self._samples(pool, lane) for lane in lanes]
             for step in range(self.start, self.plan.steps):
                 counts = [len(self.plan.lane_step(lane, step)) for lane in lanes]
                 parts = [islice(lane, count) for lane, count in zip(samples, counts, strict=True)]
                 yield [self._decode(step, row, data) for part in parts for row, data in part]
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _samples(self, pool: Executor, lane: int) -> Iterator[tuple[int, bytes]]:
+        """Row and bytes of the samples of a lane from step `start` on."""
+        if self.source.in_memory:
+            return ((row, b"") for row in self.plan.lane(lane)[self.start * self.plan.lane_rows :].tolist())
+        return read_ahead(pool, self.source.read, self._pieces(lane))
 
     def _pieces(self, lane: int) -> list[Rows]:
         """What is read at a time of the samples of a lane from step `start` on."""

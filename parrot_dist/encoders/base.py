@@ -237,14 +237,15 @@ class Encoder(Embedder):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in chosen)
         self._lowest = min((self.layer_index(name) for name in chosen), default=self.depth + 1)
+        modules = list(self.modules())
+        self._frozen = [one for one in modules if not any(parameter.requires_grad for parameter in one.parameters())]
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Encoder:
         """Set the mode of what is trained; frozen modules stay in eval mode."""
         super().train(mode)
-        for module in self.modules():
-            if not any(parameter.requires_grad for parameter in module.parameters()):
-                module.training = False
+        for module in self._frozen:
+            module.training = False
         return self
 
     def _chosen(self, what: str) -> set[str]:

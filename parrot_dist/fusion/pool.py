@@ -13,7 +13,8 @@ class _PoolPairs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         first, second = x[..., :-1:2], x[..., 1::2]
-        ctx.save_for_backward((first >= second).to(x.dtype))
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward((first >= second).to(x.dtype))
         ctx.odd = x.shape[-1] % 2
         return torch.maximum(first, second)
 

@@ -80,6 +80,8 @@ class Loop:
         self.task, self.model, self.feeds, self.place = task, model, feeds, place
         self.reporter, self.on_epoch = reporter, on_epoch
         self.config: Config = task.config
+        self.config_part = configuration.dumps(self.config).encode()
+        self.trained = list(model.trained().values())  # a walk over all modules, too long for every step
         self.optimizer = build_optimizer(model, self.config)
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=self.config.optim.precision == "fp16")
         self.state = State()
@@ -204,7 +206,7 @@ class Loop:
         """The loss of the global batch; None, on all ranks, if it or a gradient is not finite. Clips the gradients."""
         self.scaler.unscale_(self.optimizer)
         clip = self.config.optim.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(self.model.trained().values(), clip if clip > 0 else float("inf"))
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, clip if clip > 0 else float("inf"))
         value = self.place.mean(loss.detach())
         # Loss scaling meets infinite gradients on purpose, and skips their step.
         if np.isfinite(value) and (self.scaler.is_enabled() or torch.isfinite(norm)):
@@ -316,7 +318,7 @@ class Loop:
             index_digest=self.task.index.digest,
         )
         parts: dict[str, Any] = dump_parts(self.state, self.model, self.optimizer, self.scaler, reference)
-        self.writer.save(manifest, parts | {CONFIG_PART: configuration.dumps(self.config).encode()})
+        self.writer.save(manifest, parts | {CONFIG_PART: self.config_part})
 
     def _tell(self, step: int, url: str) -> None:
         self.reporter.put("checkpoint", step=step, url=url)

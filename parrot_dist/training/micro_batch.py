@@ -20,8 +20,8 @@ def embed_in_parts(embedder: Embedder, inputs: Sequence[Tensor | Activation], si
     them and the gradients are those of the undivided batch. It is one backward pass, so DDP reduces once. An encoder
     that is frozen, or not in training, keeps nothing anyway and takes all inputs at once.
     """
-    trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in embedder.parameters())
-    if not trains or not 0 < size < len(inputs):
+    divided = 0 < size < len(inputs) and torch.is_grad_enabled()
+    if not divided or not any(parameter.requires_grad for parameter in embedder.parameters()):
         whole: Tensor = embedder(inputs)
         return whole
     parts = [_recomputed(embedder, inputs[first : first + size]) for first in range(0, len(inputs), size)]
