@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m parrot_dist.local.demo $(ARGS)
 
 test: lint types
-	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 # The Slurm launcher on a real Slurm; needs root and Debian's packages, and says so where they are missing.
 test-slurm: $(INSTALLED)

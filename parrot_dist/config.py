@@ -1,21 +1,12 @@
-"""The schema of every setting, and the one way from files, words and environment to a checked configuration.
-
-Everything that can be known to be wrong without touching the network is found here, all at once.
-"""
+"""The schema of every setting: its type, default, bounds and meaning."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import dataclass, field
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
-from parrot_dist.errors import UserError, nearest
-from parrot_dist.fusion import HEADS
-from parrot_dist.fusion.sinkhorn import COSTS, PLAN_GRADIENTS
+from parrot_dist.fusion import HEADS, HeadSettings
 from parrot_dist.schema import sections, setting
 
 PRECISIONS = ("float32", "bf16", "fp16")
@@ -60,8 +51,8 @@ class Data:
     """The corpus, and its way to the workers."""
 
     shards: str = setting(MISSING, "URL of a corpus made by shards.build; PARROT_SHARDS names it too")
-    classes: list[str] = setting(MISSING, "emotions, in the order of the logits")  # noqa: RUF009  it is a field
-    emotions: dict[str, str | None] = setting(  # noqa: RUF009  it is a field
+    classes: list[str] = setting(MISSING, "emotions, in the order of the logits")
+    emotions: dict[str, str | None] = setting(
         {}, "class for each label that the corpus names otherwise; a label mapped to nothing is left out"
     )
     split: Split = field(default_factory=Split)
@@ -100,6 +91,9 @@ class Branch:
     )
     revision: str | None = setting(None, "revision on the Hub, for a Hub id")
     unfreeze: str = setting("none", "what is trained of it: `none`, `all`, `last:N` or patterns of parameter names")
+    unfreeze_at_epoch: int = setting(
+        0, "completed epochs, counted from the start of the run, after which that begins; frozen until then", least=0
+    )
     lr: float = setting(1e-4, "learning rate of what is unfrozen", above=0)
     lr_decay: float = setting(1.0, "factor on the learning rate of each block below the last", above=0)
     recompute: bool = setting(False, "compute trained blocks again in the backward pass: less memory, more time")
@@ -117,32 +111,20 @@ class Encoders:
     mamba: Branch = field(default_factory=Branch)
     attention: Branch = field(default_factory=Branch)
 
+    def named(self) -> list[tuple[str, Branch]]:
+        """(name, settings) of each branch, in the order of the fields."""
+        return [("mamba", self.mamba), ("attention", self.attention)]
+
+    def unfrozen(self, epoch: int) -> dict[str, str]:
+        """What is trained of each branch in epoch `epoch`, counted from 0, in the words of `Branch.unfreeze`."""
+        return {name: branch.unfreeze if epoch >= branch.unfreeze_at_epoch else "none" for name, branch in self.named()}
+
 
 @dataclass
-class Fusion:
+class Fusion(HeadSettings):
     """The head; the defaults are the paper's."""
 
     name: str = setting("parrot", "the head; fcn and cnn hear one encoder only", choices=tuple(HEADS))
-    branch: str = setting("mamba", "the encoder that fcn and cnn hear", choices=("mamba", "attention"))
-    epsilon: float = setting(0.05, "entropy of the transport plan", above=0)
-    iterations: int = setting(50, "Sinkhorn iterations", above=0)
-    dropout: float = setting(0.3, "share of the head's hidden units that a step leaves out", least=0, below=1)
-    cost: str = setting("euclidean", "cost of the transport between two embeddings", choices=tuple(COSTS))
-    plan_gradient: str = setting(
-        "none",
-        "gradient through the plan: none (the paper's), that of its iterations, or that of a converged plan",
-        choices=PLAN_GRADIENTS,
-    )
-    over: str = setting(
-        "batch",
-        "transport between the utterances of a batch (the paper's), or between the frames of each utterance",
-        choices=("batch", "frames"),
-    )
-    transport_scope: str = setting(
-        "global",
-        "what the plan spans: the global batch, or each worker's part of it, for comparison",
-        choices=("global", "local"),
-    )
     reference_rows: int = setting(
         512, "training utterances kept in a checkpoint to transport single utterances against", above=0
     )
@@ -218,7 +200,7 @@ class Config:
     name: str = setting(MISSING, "a run of the same name in the same output is the same run: it goes on")
     output: str = setting(MISSING, "URL below which the run's folder lies; PARROT_OUTPUT names it too")
     seed: int = setting(0, "of initial weights, split, order and dropout", least=0)
-    tracking: list[str] = setting(  # noqa: RUF009  it is a field
+    tracking: list[str] = setting(
         [], "where curves go besides TensorBoard; each is an extra of this package", choices=("mlflow", "wandb")
     )
     data: Data = field(default_factory=Data)
@@ -239,7 +221,6 @@ class Config:
         return self.data.cache or f"{self.output.rstrip('/')}/cache"
 
 
-# What may differ between a run and its continuation; everything else would make it another run.
 FREE_TO_CHANGE = (
     "output",
     "tracking",
@@ -254,228 +235,14 @@ FREE_TO_CHANGE = (
     "optim.micro_batch",
     "optim.patience",
 )
+"""Settings, and sections, that may differ between a run and its continuation; any other would make it another run."""
 
 
-def load(file: str | None, words: list[str]) -> Config:
-    """The configuration of `file` (YAML), or of the one that PARROT_CONFIG names, overridden by `key=value` words,
-    completed from the environment.
-
-    Raises:
-        UserError: lists every unknown key with its nearest right name, every wrong type and every contradiction.
-    """
-    file = file or os.environ.get("PARROT_CONFIG")
-    layers = [read_yaml(file)] if file else []
-    return complete([*layers, *map(parse_word, words)])
-
-
-def complete(layers: list[DictConfig]) -> Config:
-    """The configuration of trees of settings, each overriding those before it, completed from the environment.
-
-    Raises:
-        UserError: as `load`.
-    """
-    environment = {"data.shards": "PARROT_SHARDS", "output": "PARROT_OUTPUT"}
-    defaults = OmegaConf.create({})
-    for key, variable in environment.items():
-        if variable in os.environ:
-            OmegaConf.update(defaults, key, os.environ[variable])
-    return _absolute(_resolve([defaults, *layers]))
-
-
-def loads(text: str) -> Config:
-    """The configuration that `dumps` wrote."""
-    return _resolve([OmegaConf.create(text)])
-
-
-def dumps(config: Config) -> str:
-    """The resolved configuration as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """The value of every setting by its dotted name."""
-    return _leaves(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), resolve=True)))
-
-
-def differences(old: Config, new: Config) -> list[str]:
-    """The settings in which `new` is not a continuation of `old`, as `key: old -> new`."""
-    before, after = flat(old), flat(new)
-    return [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
-        for key in sorted(before | after)
-        if before.get(key) != after.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in FREE_TO_CHANGE)
-    ]
-
-
-def _absolute(config: Config) -> Config:
-    """`config` with its local places made absolute: Ray runs drivers and workers in folders of their own."""
-    data = config.data
-    data = replace(
-        data,
-        shards=_place(data.shards),
-        cache=data.cache and _place(data.cache),
-        node_cache=data.node_cache and _place(data.node_cache),
-    )
-    branches = {
-        name: replace(branch, source=absolute_source(branch.source))
-        for name, branch in (("mamba", config.encoders.mamba), ("attention", config.encoders.attention))
-    }
-    return replace(config, output=_place(config.output), data=data, encoders=Encoders(**branches))
-
-
-def _place(url: str) -> str:
-    return url if ":" in url else str(Path(url).expanduser().absolute())
-
-
-def absolute_source(source: str) -> str:
-    """An encoder's source with its place made absolute, if it is a local one."""
-    family, colon, place = source.partition(":")
-    # A name that is nothing here may be a Hub id.
-    return f"{family}{colon}{_place(place)}" if place and Path(place).expanduser().exists() else source
-
-
-def read_yaml(file: str) -> DictConfig:
-    """The settings in a file, or an object on storage, as they stand.
-
-    Raises:
-        UserError: it is not there, or not YAML with settings in it.
-    """
-    if "://" not in file and not Path(file).is_file():
-        raise UserError(f"{file}: there is no such configuration file")
-    try:
-        content = OmegaConf.load(file) if "://" not in file else OmegaConf.create(_fetch(file))
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{file}: not readable as YAML: {error}") from error
-    if not isinstance(content, DictConfig):
-        raise UserError(f"{file}: holds a list; settings are written as key: value")
-    return content
-
-
-def _fetch(url: str) -> str:
-    from parrot_dist import storage  # its libraries take half a second, which a mistyped setting need not wait for
-
-    return storage.read_bytes(url).decode()
-
-
-def parse_word(word: str) -> DictConfig:
-    """The setting in a `key=value` word.
-
-    Raises:
-        UserError: it is not of that form.
-    """
-    if "=" not in word:
-        raise UserError(f"{word}: settings are given as key=value")
-    try:
-        return OmegaConf.from_dotlist([word])
-    except Exception as error:
-        raise UserError(f"{word}: {error}") from error
-
-
-def _resolve(layers: list[Any]) -> Config:
-    """Merge untyped layers, then lay them leaf by leaf over the schema, so that every fault is found."""
-    try:
-        merged = OmegaConf.merge(*layers)
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise UserError(f"the configuration cannot be used: {str(error).splitlines()[0]}") from error
-    schema = OmegaConf.structured(Config)
-    known = schema_keys()
-    faults = []
-    for key, value in _spelt_out(_leaves(_unresolved(merged))).items():
-        if key not in known:
-            near = nearest(key, known)
-            faults.append(f"{key}: there is no such setting" + (f"; did you mean {near}?" if near else ""))
-            continue
-        try:
-            OmegaConf.update(schema, key, value)
-        except OmegaConfBaseException as error:
-            faults.append(f"{key}: {str(error).splitlines()[0]}")
-    try:
-        missing = sorted(OmegaConf.missing_keys(schema))
-        named = [fault.partition(":")[0] for fault in faults]
-        faults += [f"{key}: must be given{_ENVIRONMENT_HINT.get(key, '')}" for key in missing if key not in named]
-        if not missing:  # what is mistyped has its default here, so that the rest is checked all the same
-            config = cast(Config, OmegaConf.to_object(schema))
-            faults += contradictions(config)
-    except OmegaConfBaseException as error:
-        faults.append(str(error).splitlines()[0])
-    if faults:
-        raise UserError("the configuration cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
-    return config
-
-
-def _spelt_out(leaves: dict[str, Any]) -> dict[str, Any]:
-    """`leaves` with a range of workers as the two settings that it stands for."""
-    workers = leaves.get("scale.num_workers")
-    if not isinstance(workers, list) or len(workers) != 2:
-        return leaves
-    return leaves | {"scale.min_workers": workers[0], "scale.num_workers": workers[1]}
-
-
-_ENVIRONMENT_HINT = {"data.shards": " (or PARROT_SHARDS)", "output": " (or PARROT_OUTPUT)"}
-
-
-def contradictions(config: Config) -> list[str]:
-    """Every setting, or pair of settings, that cannot work, as `key: what is wrong`."""
-    data, optim, scale = config.data, config.optim, config.scale
-    values = flat(config)
-    bounds = [
-        (item.about.holds(values[item.key]), item.key, f"must be {item.about.allowed}")
-        for section in sections(Config)
-        for item in section.settings
-    ]
-    rules = [
-        (len(data.classes) > 1, "data.classes", "must name two emotions or more"),
-        (len(set(data.classes)) == len(data.classes), "data.classes", "names an emotion twice"),
-        (
-            {*data.emotions.values()} <= {*data.classes, None},
-            "data.emotions",
-            "must map every label to one of data.classes, or to nothing",
-        ),
-        (
-            data.split.by == "corpus" or data.split.fold < data.split.folds,
-            "data.split.fold",
-            "must be below data.split.folds",
-        ),
-        (
-            optim.precision != "fp16" or scale.use_gpu,
-            "optim.precision",
-            "fp16 needs scale.use_gpu=true; use bf16 on a CPU",
-        ),
-        (
-            data.lanes <= 0 or optim.batch_size % data.lanes == 0,
-            "optim.batch_size",
-            f"must be a multiple of data.lanes ({data.lanes}): every lane gives equally many rows",
-        ),
-        (
-            0 < scale.num_workers <= data.lanes,
-            "scale.num_workers",
-            f"must be between 1 and data.lanes ({data.lanes}): a worker reads at least one lane",
-        ),
-        (scale.min_workers <= scale.num_workers, "scale.min_workers", "must be at most scale.num_workers"),
-        ("/" not in config.name and config.name.strip() != "", "name", "must be a plain name without /"),
-    ]
-    return [f"{key}: {what}" for holds, key, what in [*bounds, *rules] if not holds]
+def free_to_change(key: str) -> bool:
+    """Whether a run may go on with another value of the setting `key`."""
+    return any(f"{key}.".startswith(f"{free}.") for free in FREE_TO_CHANGE)
 
 
 def schema_keys() -> list[str]:
     """The dotted name of every setting, in the order of the schema."""
     return [item.key for section in sections(Config) for item in section.settings]
-
-
-MAPPINGS = [item.key for section in sections(Config) for item in section.settings if item.type.startswith("dict")]
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict) and f"{prefix}{name}" not in MAPPINGS:
-            flat |= _leaves(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _unresolved(tree: Any) -> dict[str, Any]:
-    return cast(dict[str, Any], OmegaConf.to_container(tree, resolve=False))

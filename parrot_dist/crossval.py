@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from parrot_dist import config
+from parrot_dist import configuration
 from parrot_dist.errors import exits_cleanly
 from parrot_dist.manual import Parser
 from parrot_dist.train import cluster
@@ -20,7 +20,7 @@ def main() -> int:
         "has not heard. The same command again goes on with what is not finished.",
     )
     args = parser.parse_intermixed_args(arguments)
-    settings = config.load(args.config, args.words)
+    settings = configuration.load(args.config, args.words)
     with cluster(settings.scale):
         from parrot_dist.training.folds import cross_validate
 

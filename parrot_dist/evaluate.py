@@ -13,6 +13,24 @@ from parrot_dist.errors import exits_cleanly
 @exits_cleanly
 def main() -> int:
     """Parse the command line, evaluate, show the scores, write the report."""
+    args = command_line().parse_args()
+    from parrot_dist.reporting.scores_json import scores_json  # seconds of imports that `--help` need not wait for
+    from parrot_dist.reporting.table import print_scores
+    from parrot_dist.training.publish import evaluate_checkpoint
+
+    published = evaluate_checkpoint(args.checkpoint, args.split, args.transport, args.against, args.out)
+    if args.json:
+        print(json.dumps(scores_json(published.result, published.classes, published.against), indent=1))
+        return 0
+    print(f"{published.checkpoint} on {args.split}, {published.result.mode}:")
+    print_scores(published.result, published.classes, published.against)
+    for place in published.places:
+        print(f"report: {place}")
+    return 0
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What `evaluate` takes."""
     parser = argparse.ArgumentParser(
         prog="python -m parrot_dist.evaluate",
         description="Scores of a checkpoint on speakers it was not trained on, and a report of its run. Written to the "
@@ -39,20 +57,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, help="local folder for the copies (default: runs/NAME)")
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
-    args = parser.parse_args()
-    from parrot_dist.reporting.scores_json import scores_json
-    from parrot_dist.reporting.table import print_scores
-    from parrot_dist.training.publish import evaluate_checkpoint
-
-    published = evaluate_checkpoint(args.checkpoint, args.split, args.transport, args.against, args.out)
-    if args.json:
-        print(json.dumps(scores_json(published.result, published.classes, published.against), indent=1))
-        return 0
-    print(f"{published.checkpoint} on {args.split}, {published.result.mode}:")
-    print_scores(published.result, published.classes, published.against)
-    for place in published.places:
-        print(f"report: {place}")
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

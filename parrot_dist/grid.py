@@ -13,7 +13,7 @@ from typing import cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from parrot_dist import config as configuration
+from parrot_dist import configuration
 from parrot_dist.config import Branch, Config, Encoders
 from parrot_dist.errors import UserError
 from parrot_dist.fusion import HEADS
@@ -111,9 +111,7 @@ def _experiment(file: str, layers: list[DictConfig]) -> Experiment:
     given = [key for key in GIVEN_BY_THE_GRID if OmegaConf.select(tree, key, default=None) is not None]
     if given:
         raise UserError(f"{file}: {given[0]}: every cell of a table has its own; see grid.encoders and grid.heads")
-    encoders = {
-        name: replace(one, source=configuration.absolute_source(one.source)) for name, one in made.encoders.items()
-    }
+    encoders = {name: configuration.absolute(branch) for name, branch in made.encoders.items()}
     first = next(iter(encoders.values()))
     # Every cell has its own; here they only make the settings complete, so that all can be checked at once.
     tree.encoders = {branch: {"source": first.source} for branch in ("mamba", "attention")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields, is_dataclass
+from operator import attrgetter
 from typing import Any
 
 
@@ -58,6 +59,16 @@ def setting(
     return field(default=default, metadata=about)
 
 
+def out_of_bounds(values: Any) -> list[str]:
+    """The settings of `values`, of a class of the schema, that do not keep their bounds, as `key: must be ...`."""
+    settings = [item for section in sections(type(values)) for item in section.settings]
+    return [
+        f"{item.key}: must be {item.about.allowed}"
+        for item in settings
+        if not item.about.holds(attrgetter(item.key)(values))
+    ]
+
+
 @dataclass(frozen=True)
 class Setting:
     """A key of the schema: its dotted name, its type as written, its default (MISSING: none) and what is to know."""
@@ -81,7 +92,8 @@ def sections(schema: type, prefix: str = "") -> Iterator[Section]:
     """Every section with settings of its own, in the order of the schema."""
     own: list[Setting] = []
     nested: list[tuple[type, str]] = []
-    for item in fields(schema):
+    # A class's own before those that it inherits: they say what it is for.
+    for item in sorted(fields(schema), key=lambda item: item.name not in schema.__annotations__):
         if isinstance(item.default_factory, type) and is_dataclass(item.default_factory):
             nested.append((item.default_factory, f"{prefix}{item.name}."))
             continue

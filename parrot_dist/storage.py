@@ -80,6 +80,21 @@ def read_bytes(url: str, start: int | None = None, end: int | None = None) -> by
     return data
 
 
+def find_bytes(url: str) -> bytes | None:
+    """The bytes of the object at `url`; None if there is none.
+
+    Raises:
+        UserError: the store refuses access.
+        Unreachable: the store failed for good.
+    """
+    try:
+        return read_bytes(url)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
 def _read_s3(url: str, start: int | None, end: int | None) -> bytes:
     bucket, _, key = url.removeprefix("s3://").partition("/")
     return s3client.read_object(bucket, key, start or 0, end)

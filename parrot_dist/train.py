@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from parrot_dist import config
+from parrot_dist import configuration
 from parrot_dist.config import Config, Scale
 from parrot_dist.errors import exits_cleanly
 from parrot_dist.local.cluster import ray_head
@@ -26,7 +26,7 @@ DESCRIPTION = (
 def main() -> int:
     """Parse the command line, run the job, return its exit code."""
     args = command_line().parse_intermixed_args(sys.argv[1:])
-    settings = config.load(args.config, args.words)
+    settings = configuration.load(args.config, args.words)
     view = JsonLines() if args.json else Text(settings.optim.epochs, quiet=args.quiet)
     from parrot_dist.training.prepare import prepare  # seconds of imports that a mistyped setting need not wait for
 
@@ -51,10 +51,10 @@ def parse(arguments: list[str]) -> Config:
     """The configuration that a command line stands for.
 
     Raises:
-        UserError: see `config.load`.
+        UserError: see `configuration.load`.
     """
     args = command_line().parse_intermixed_args(arguments)
-    return config.load(args.config, args.words)
+    return configuration.load(args.config, args.words)
 
 
 @contextmanager

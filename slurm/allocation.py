@@ -11,7 +11,6 @@ import sys
 from collections.abc import Mapping
 
 from parrot_dist import papertable, train
-from parrot_dist.config import Config
 from parrot_dist.errors import UserError, exits_cleanly
 
 
@@ -28,9 +27,9 @@ def complete(words: list[str], environ: Mapping[str, str]) -> list[str]:
     gpus = int(environ.get("SLURM_GPUS_ON_NODE") or 0)
     defaults = [f"scale.num_workers={nodes * (gpus or 1)}", f"scale.use_gpu={str(gpus > 0).lower()}"]
     fold = [f"data.split.fold={environ['SLURM_ARRAY_TASK_ID']}"] if "SLURM_ARRAY_TASK_ID" in environ else []
-    workers = -(-_parse([*defaults, *words, *fold]).scale.num_workers // nodes)  # on one node, rounded up
+    workers = -(-train.parse([*defaults, *words, *fold]).scale.num_workers // nodes)  # on one node, rounded up
     defaults.append(f"scale.cpus_per_worker={max(1, cpus // workers)}")
-    config = _parse([*defaults, *words, *fold])
+    config = train.parse([*defaults, *words, *fold])
     if fold:
         fold.append(f"name={config.name}-fold{config.data.split.fold}")
     if workers * config.scale.cpus_per_worker > cpus or (config.scale.use_gpu and workers > gpus):
@@ -54,15 +53,16 @@ def complete_table(words: list[str], environ: Mapping[str, str]) -> list[str]:
     return completed
 
 
-def _parse(words: list[str]) -> Config:
-    return train.parse(words)
+PROGRAMS = {"train": complete, "crossval": complete, "papertable": complete_table}
 
 
 @exits_cleanly
 def main() -> int:
     """Print the words, one a line."""
-    run = complete_table if os.environ.get("PARROT_PROGRAM") == "papertable" else complete
-    print("\n".join(run(sys.argv[1:], os.environ)))
+    program = os.environ.get("PARROT_PROGRAM") or "train"
+    if program not in PROGRAMS:
+        raise UserError(f"PARROT_PROGRAM={program}: must be one of {', '.join(PROGRAMS)}")
+    print("\n".join(PROGRAMS[program](sys.argv[1:], os.environ)))
     return 0
 
 

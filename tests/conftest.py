@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
@@ -18,10 +19,23 @@ settings.load_profile("untimed")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `make test`, which runs two processes: one Ray cluster for all tests that want one, one process a module."""
+    """For `make test`, which runs three processes. Two have a Ray cluster each, for the modules that share a run and
+    for the others that want a cluster; these take longest, and so come first. Any other module has one process.
+    """
+    sharing = {item.path for item in items if "finished_run" in fixtures_of(item)}
+
+    def group(item: pytest.Item) -> str:
+        wants_ray = item.get_closest_marker("cluster") or "ray_cluster" in fixtures_of(item)
+        return item.path.name if not wants_ray else "shared run" if item.path in sharing else "cluster"
+
+    items.sort(key=lambda item: {"shared run": 0, "cluster": 1}.get(group(item), 2))
     for item in items:
-        wants_ray = item.get_closest_marker("cluster") or "ray_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("cluster" if wants_ray else item.path.name))
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+
+
+def fixtures_of(item: pytest.Item) -> Sequence[str]:
+    """The names of the fixtures that a test needs."""
+    return getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +56,7 @@ def bucket_url(s3: S3Server) -> str:
 @pytest.fixture(scope="session")
 def ray_cluster(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
     """A Ray head for the session with four logical CPUs, whose jobs use the S3 server of the session."""
-    env = s3.env | {"RAY_health_check_period_ms": "1000"}  # 3 s by default, five times before a node counts as lost
-    with ray_head(tmp_path_factory.mktemp("ray"), env, num_cpus=4) as head:
-        yield head
+    fair = {"RAY_worker_niceness": "0"}  # 15 by default, with which other tests would leave them no time
+    fewer = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # processes of a run, of which each costs a second
+    with ray_head(tmp_path_factory.mktemp("ray"), s3.env | fair, num_cpus=4) as head:
+        yield replace(head, env=head.env | fewer)

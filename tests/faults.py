@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import http.client
+import json
+import re
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,16 +21,24 @@ PERMANENT = ("403", "404")
 
 
 class FaultProxy(ThreadingHTTPServer):
-    """Forwards to `upstream`; a GET of a shard gets the next of `faults`, None for none, or else `always`."""
+    """Forwards to `upstream`; every request that matches `where` gets the next of `faults`, None for none, or else
+    `always`. "drop" hangs up and passes nothing on; so does "hold", but only once nothing holds the request any more.
+
+    Attributes:
+        done: the faults so far, each with the first line of its request.
+        served: bytes of shards.
+    """
 
     daemon_threads = True
+    request_queue_size = 64
 
     def __init__(self, upstream: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream = urlsplit(upstream).netloc
+        self.where = r"GET \S*\.tar"
         self.faults: deque[str | None] = deque()
         self.always: str | None = None
-        self.done: list[str] = []
+        self.done: list[tuple[str, str]] = []
         self.served = 0
         self.lock = threading.Lock()
         self.closing = threading.Event()
@@ -36,11 +47,28 @@ class FaultProxy(ThreadingHTTPServer):
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
-    def next_fault(self) -> str | None:
+    def environment(self) -> dict[str, str]:
+        """What leads a driver to the proxy, and the workers that Ray starts for it."""
+        places = {"AWS_ENDPOINT_URL": self.endpoint, "AWS_ENDPOINT_URL_S3": self.endpoint}
+        # As `ray job submit` hands its runtime environment to a driver.
+        job = {"runtime_env": {"env_vars": places}, "metadata": {}}
+        return {**places, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
+
+    def strike(self, where: str, fault: str | None) -> None:
+        """Let `fault` happen to every request that `where` matches from now on, and to no other; None: to none."""
         with self.lock:
+            self.where, self.always, self.done = where, fault, []
+
+    def next_fault(self, request: str) -> str | None:
+        with self.lock:
+            if not re.match(self.where, request):
+                return None
             fault = self.faults.popleft() if self.faults else self.always
-            self.done += [fault] if fault else []
+            self.done += [(fault, request)] if fault else []
             return fault
+
+    def holds(self, request: str) -> bool:
+        return self.always == "hold" and re.match(self.where, request) is not None and not self.closing.is_set()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that hang up are what is tested."""
@@ -54,18 +82,22 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing for every request."""
 
     def forward(self) -> None:
-        shard = self.command == "GET" and ".tar" in self.path
-        fault = self.server.next_fault() if shard else None
+        fault = self.server.next_fault(self.requestline)
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if fault is not None and fault.isdigit():
             self.fail(int(fault))
+            return
+        if fault in ("drop", "hold"):
+            self.close_connection = True
+            while self.server.holds(self.requestline):
+                time.sleep(0.05)
             return
         upstream = http.client.HTTPConnection(self.server.upstream)
         upstream.request(self.command, self.path, content, dict(self.headers))
         answer = upstream.getresponse()
         body, headers = answer.read(), dict(answer.getheaders())
         upstream.close()
-        if shard:
+        if self.command == "GET" and ".tar" in self.path:
             with self.server.lock:
                 self.server.served += len(body)
         self.answer(answer.status, headers, body, fault)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from threading import Timer
 
 import torch.distributed as dist
 
-from parrot_dist import config, storage
+from parrot_dist import configuration, storage
 from parrot_dist.local.cluster import client_environment
 from parrot_dist.local.encoders import write_random_encoders
 from parrot_dist.training import checkpoint
@@ -18,6 +19,7 @@ from parrot_dist.training.loop import train_rank
 from parrot_dist.training.model import MODEL_PART
 from tests.corpus import CLASSES, write_corpus
 from tests.ranks import Listener
+from tests.waiting import wait_until
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def settings(material: Material, output: str, *words: str) -> list[str]:
 
 def train_here(words: list[str]) -> str:
     """Train as the only worker, in this process and without Ray; the URL of the run."""
-    job = config.load(None, words)
+    job = configuration.load(None, words)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         train_rank(job, Place(), Listener(), lambda record: None)
@@ -92,17 +94,27 @@ class Driver:
                 return
         raise AssertionError(f"the run ended without saying {text!r}:\n{self.output}")
 
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Return as soon as `condition()`, which it does not say."""
+        wait_until(lambda: condition() or self.process.poll() is not None, 100)
+        if not condition():
+            self.finish()
+            raise AssertionError(f"the run ended before:\n{self.output}")
+
     def finish(self) -> int:
         """Read the output to its end; the exit code."""
         assert self.process.stdout is not None
         self.output += self.process.stdout.read()
         return self.process.wait()
 
-
-def train(words: list[str], env: Mapping[str, str]) -> tuple[int, str]:
-    """Exit code and output of a driver."""
-    with Driver(words, env) as driver:
-        return driver.finish(), driver.output
+    def finish_within(self, seconds: float) -> int:
+        """The same, but when the time is over it is killed."""
+        timer = Timer(seconds, self.process.kill)
+        timer.start()
+        try:
+            return self.finish()
+        finally:
+            timer.cancel()
 
 
 def fingerprint(run_url: str, step: int | None = None) -> tuple[int, str]:

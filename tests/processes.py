@@ -25,6 +25,13 @@ def train_workers(address: str) -> list[int]:
     return sorted(pid for pid, (command, parent) in processes.items() if "TrainWorker" in command and parent in raylets)
 
 
+def data_processes(address: str) -> list[int]:
+    """The processes that decode for those: each is forked from a server that is a worker's child."""
+    processes, workers = running(), train_workers(address)
+    servers = [pid for pid, (_, parent) in processes.items() if parent in workers]
+    return [pid for pid, (_, parent) in processes.items() if parent in servers]
+
+
 def cut_power(pid: int) -> None:
     """Kill a process and all that descends from it, none of which gets to say a word."""
     doomed, processes = [pid], running()

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load
 
-from parrot_dist import config as configuration
+from parrot_dist import configuration
 from parrot_dist.config import Config
 from parrot_dist.errors import UserError
 from parrot_dist.training import checkpoint
@@ -40,7 +40,7 @@ class Listener:
         self.asked += 1
         return self.asked - 1 == self.stop_at
 
-    def at(self, step: int) -> None:
+    def at(self, step: int | None) -> None:
         pass
 
 

@@ -111,15 +111,12 @@ def read_index(url: str) -> Index:
         UserError: there is none, the store refuses access, or it is not an index of this project.
     """
     place = storage.join(url, INDEX_NAME)
-    try:
-        data = storage.read_bytes(place)
-    except UserError as error:
-        if not isinstance(error.__cause__, FileNotFoundError):
-            raise
+    data = storage.find_bytes(place)
+    if data is None:
         raise UserError(
             f"{url}: no {INDEX_NAME} there; check the bucket and the prefix, or make the corpus with "
             f"`python -m shards.build corpus=... source=... out={url}`"
-        ) from error
+        )
     try:
         return from_parquet(data)
     except (ValueError, TypeError, KeyError, OSError) as error:

@@ -103,7 +103,7 @@ def shuffled_epoch(
     rng = np.random.Generator(np.random.PCG64([seed, epoch]))
     passes = [rows] if labels is None else balance(rows, labels, rng)
     order = _shuffle_chunks(*_join([find_chunks(layout, one) for one in passes]), rng)
-    window = fit_window(layout.size[order], lanes, window)
+    window = fit_window(layout.size[order], lanes, window, 1 if lengths is None else batch_size // lanes)
     plan = EpochPlan(_shuffle_windows(order, lanes, window, rng), lanes, batch_size, window, drop_last)
     return plan if lengths is None else _bucket(plan, lengths, rng)
 
@@ -128,14 +128,15 @@ def balance(rows: Rows, labels: Rows, rng: np.random.Generator) -> list[Rows]:
     return [np.sort(rows[rank + turn * count[label] < share[label]]) for turn in range(passes)]
 
 
-def fit_window(sizes: Rows, lanes: int, window: int) -> int:
-    """The largest of window, window / 2, window / 4, ... of which no lane holds more than WINDOW_BYTES (or one sample).
+def fit_window(sizes: Rows, lanes: int, window: int, unit: int = 1) -> int:
+    """The largest of window, window / 2, window / 4, ... of which no lane holds more than WINDOW_BYTES (or one `unit`).
 
     Args:
         sizes: (n,) bytes of the samples, lane after lane.
+        unit: samples that a window shall be a multiple of.
     """
     total = np.append(0, np.cumsum(sizes))
-    while window > 1:
+    while (window := max(unit, window // unit * unit)) > unit:
         starts, _ = _windows(len(sizes), lanes, window)
         if not len(starts) or np.diff(total[np.append(starts, len(sizes))]).max() <= WINDOW_BYTES:
             break
@@ -197,11 +198,11 @@ def _windows(n: int, lanes: int, window: int) -> tuple[Rows, Rows]:
 
 
 def _bucket(plan: EpochPlan, lengths: Rows, rng: np.random.Generator) -> EpochPlan:
-    """`plan` with every lane sorted by length within windows (of whole steps now), whose steps are then shuffled.
+    """`plan`, whose windows are of whole steps, with every lane sorted by length within them, and their steps shuffled.
 
     The steps of all lanes move together, and a last step that is smaller in some lane stays the last.
     """
-    steps = max(1, plan.window // plan.lane_rows)
+    steps = plan.window // plan.lane_rows
     full = len(plan.order) // plan.lanes // plan.lane_rows
     windows = np.array_split(np.arange(full), np.arange(steps, full, steps))
     place = np.concatenate([*map(rng.permutation, windows), np.arange(full, full + 2)])
@@ -211,4 +212,4 @@ def _bucket(plan: EpochPlan, lengths: Rows, rng: np.random.Generator) -> EpochPl
         window = np.minimum(step, full) // steps + (step >= full)
         lane = lane[np.lexsort((lengths[lane], window))]
         lanes.append(lane[np.argsort(place[step], kind="stable")])
-    return replace(plan, order=np.concatenate(lanes), window=steps * plan.lane_rows)
+    return replace(plan, order=np.concatenate(lanes))

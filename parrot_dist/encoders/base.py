@@ -92,6 +92,7 @@ class Encoder(Embedder):
     Attributes:
         spec: where the weights came from, as the user wrote it.
         digest: SHA-256 of the weight files, in hexadecimal.
+        revision: the commit on the Hugging Face Hub that they are of; empty if they are from elsewhere.
         depth: how many equal blocks it has.
         recompute: keep no activations of trainable blocks for the backward pass, which computes them again (Chen et al.
             2016, arXiv 1604.06174): memory for a third more time, and the same gradients, since nothing is random.
@@ -99,6 +100,7 @@ class Encoder(Embedder):
 
     spec: str
     digest: str
+    revision: str = ""
     depth: int
     recompute: bool = False
     extractor: str
@@ -237,13 +239,14 @@ class Encoder(Embedder):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in chosen)
         self._lowest = min((self.layer_index(name) for name in chosen), default=self.depth + 1)
-        modules = list(self.modules())
-        self._frozen = [one for one in modules if not any(parameter.requires_grad for parameter in one.parameters())]
+        parts = [module for module in self.modules() if module is not self]
+        self._frozen = [part for part in parts if not any(parameter.requires_grad for parameter in part.parameters())]
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Encoder:
         """Set the mode of what is trained; frozen modules stay in eval mode."""
         super().train(mode)
+        self.training = mode and self._lowest <= self.depth
         for module in self._frozen:
             module.training = False
         return self

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from parrot_dist.encoders.base import Encoder
 from parrot_dist.encoders.ssam import SsamEncoder
-from parrot_dist.encoders.weights import deciding_files, digest, hub_folder, read_tensors, ssam_file
+from parrot_dist.encoders.weights import commit_of, deciding_files, digest, hub_folder, read_tensors, ssam_file
 from parrot_dist.errors import UserError
 from parrot_dist.registry import Registry
 
@@ -31,7 +31,9 @@ class Loader(Protocol):
 def load_ssam(place: str, /, *, spec: str, readout: str, revision: str | None) -> Encoder:
     """An Audio-Mamba, see `Loader`."""
     file = ssam_file(place, revision)
-    return SsamEncoder.from_weights(read_tensors(file), readout, spec, digest([file]))
+    encoder = SsamEncoder.from_weights(read_tensors(file), readout, spec, digest([file]))
+    encoder.revision = commit_of(place, file)
+    return encoder
 
 
 def load_hf(place: str, /, *, spec: str, readout: str, revision: str | None) -> Encoder:
@@ -41,7 +43,9 @@ def load_hf(place: str, /, *, spec: str, readout: str, revision: str | None) -> 
     from parrot_dist.encoders.attention import load_attention  # transformers takes seconds to import
 
     folder = hub_folder(place, revision)
-    return load_attention(folder, spec, digest(deciding_files(folder)))
+    encoder = load_attention(folder, spec, digest(deciding_files(folder)))
+    encoder.revision = commit_of(place, folder)
+    return encoder
 
 
 ENCODERS: Registry[Loader] = Registry(

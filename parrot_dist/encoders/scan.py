@@ -1,4 +1,4 @@
-"""The selective scan of Mamba (Gu & Dao 2023, algorithm 2): mamba-ssm's kernel on CUDA, plain torch elsewhere.
+"""The selective scan of Mamba (Gu & Dao 2023, algorithm 2): a kernel on CUDA, plain torch elsewhere.
 
 For every row and channel d the state of N numbers follows
     h_t = exp(dt_t A_d) h_{t-1} + dt_t x_t B_t,    y_t = <C_t, h_t>.
@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from parrot_dist.kernels import require_agreement, require_triton
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +44,21 @@ def selective_scan(
         (R, L, D); computed and returned in float32 (float64 if `x` is), whatever autocast says.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
+    if not torch.is_grad_enabled():  # which a function's `needs_input_grad` ignores, on which states are kept
+        x, dt, a, b, c, skip, gate, dt_bias = (one.detach() for one in (x, dt, a, b, c, skip, gate, dt_bias))
     with torch.autocast(x.device.type, enabled=False):
-        x, dt, a, b, c, gate = (tensor.to(dtype) for tensor in (x, dt, a, b, c, gate))
-        kernel = _kernel(x.device.type)
+        kernel = _kernel(x.device.type) if dtype == torch.float32 else None
         if kernel is not None:
-            x, dt, b, c, gate = (tensor.transpose(1, 2) for tensor in (x, dt, b, c, gate))
-            return kernel(x, dt, a, b, c, skip, gate, dt_bias, delta_softplus=True).transpose(1, 2)
-        dt = F.softplus(dt + dt_bias)
-        return torch.addcmul(_scan(dt, dt * x, b, c, a), skip, x) * F.silu(gate)
+            return kernel(x, dt, a, b, c, skip, gate, dt_bias)
+        x, dt, a, b, c, gate = (tensor.to(dtype) for tensor in (x, dt, a, b, c, gate))
+        return _plain_scan(x, dt, a, b, c, skip, gate, dt_bias)
+
+
+def _plain_scan(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor, gate: Tensor, dt_bias: Tensor
+) -> Tensor:
+    dt = F.softplus(dt + dt_bias)
+    return torch.addcmul(_scan(dt, dt * x, b, c, a), skip, x) * F.silu(gate)
 
 
 def _scan(dt: Tensor, v: Tensor, b: Tensor, c: Tensor, a: Tensor) -> Tensor:
@@ -64,18 +73,63 @@ def _scan(dt: Tensor, v: Tensor, b: Tensor, c: Tensor, a: Tensor) -> Tensor:
 
 @cache
 def _kernel(device: str) -> Callable[..., Tensor] | None:
-    """mamba-ssm's CUDA kernel where it can run; says once for each kind of device which scan runs and why."""
+    """What does all of `selective_scan` in float32 on a kind of device, if there is such; says once which and why."""
     if device != "cuda":
-        logger.info("selective scan: PyTorch, because mamba-ssm's kernel does not run on %s", device)
+        logger.info("selective scan: PyTorch, because the kernels of mamba-ssm and Triton do not run on %s", device)
         return None
-    try:
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-    except ImportError as error:
-        logger.warning("selective scan: PyTorch (slow on CUDA), because mamba-ssm cannot be imported: %s", error)
-        return None
-    logger.info("selective scan: mamba-ssm's CUDA kernel")
-    kernel: Callable[..., Tensor] = selective_scan_fn
-    return kernel
+    reasons = []
+    for name, find in (("mamba-ssm", _find_mamba_ssm), ("Triton", _find_triton)):
+        try:
+            kernel = find()
+        except ImportError as error:
+            reasons.append(f"{name} cannot be used ({error})")
+        else:
+            logger.info("selective scan: %s's CUDA kernel%s", name, "".join(f", as {reason}" for reason in reasons))
+            return kernel
+    logger.warning("selective scan: PyTorch (slow on CUDA), because %s", "; ".join(reasons))
+    return None
+
+
+def _find_mamba_ssm() -> Callable[..., Tensor]:
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    def scan(
+        x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor, gate: Tensor, dt_bias: Tensor
+    ) -> Tensor:
+        x, dt, b, c, gate = (tensor.float().transpose(1, 2) for tensor in (x, dt, b, c, gate))
+        y: Tensor = selective_scan_fn(x, dt, a, b, c, skip, gate, dt_bias, delta_softplus=True)
+        return y.transpose(1, 2)
+
+    return scan
+
+
+def _find_triton() -> Callable[..., Tensor]:
+    require_triton()
+    from parrot_dist.encoders.triton_scan import triton_scan
+
+    check_kernel(triton_scan, "cuda")
+    return triton_scan
+
+
+@torch.enable_grad()
+def check_kernel(kernel: Callable[..., Tensor], device: str) -> None:
+    """Compare value and gradients of a kernel with the PyTorch scan, over more than one of any tile.
+
+    Raises:
+        ImportError: they differ.
+    """
+    generator = torch.Generator().manual_seed(0)
+    R, L, D, N = 2, 20, 33, 3
+    shapes = (R, L, D), (R, L, D), (D, N), (R, L, N), (R, L, N), (D,), (R, L, D), (D,)
+    inputs = [torch.randn(shape, generator=generator) for shape in shapes]
+    inputs[2] = -inputs[2].exp()
+
+    def values(scan: Callable[..., Tensor]) -> list[Tensor]:
+        leaves = [tensor.to(device).requires_grad_() for tensor in inputs]
+        y = scan(*leaves)
+        return [y, *torch.autograd.grad(y.square().mean(), leaves)]
+
+    require_agreement(lambda: values(kernel), lambda: values(_plain_scan))
 
 
 class _Scan(torch.autograd.Function):

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from parrot_dist.encoders.base import Activation, Encoder, Hidden
 from parrot_dist.encoders.logmel import MELS, LogMel
 from parrot_dist.encoders.scan import selective_scan
+from parrot_dist.encoders.weights import misfits
 from parrot_dist.errors import UserError
 
 NORM_EPS = 1e-6
@@ -98,15 +99,7 @@ class SsamEncoder(Encoder):
             encoder = cls(Shape.of(weights), readout, spec, digest)
         except KeyError as error:
             raise UserError(f"{spec}: not an Audio-Mamba checkpoint; it has no {error.args[0]}") from error
-        own = encoder.state_dict()
-        wrong = [f"no {name}" for name in own if name not in weights]
-        wrong += [f"unknown {name}" for name in weights if name not in own]
-        wrong += [
-            f"{name} is {tuple(weights[name].shape)}, not {tuple(value.shape)}"
-            for name, value in own.items()
-            if name in weights and weights[name].shape != value.shape
-        ]
-        if wrong:
+        if wrong := misfits(weights, encoder.state_dict()):
             raise UserError(f"{spec}: not a whole Audio-Mamba checkpoint: {'; '.join(wrong)}")
         encoder.load_state_dict(weights)
         return encoder

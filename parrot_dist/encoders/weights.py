@@ -6,6 +6,7 @@ import hashlib
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,13 @@ def snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path
         ) from error
 
 
+def commit_of(place: str, found: Path) -> str:
+    """The commit on the Hub that the file or folder `found` for `place` is of; empty if it is not from there."""
+    if not _on_hub(place):
+        return ""
+    return next((folder.name for folder in (found, *found.parents) if folder.parent.name == "snapshots"), "")
+
+
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` or `.pth` file, the latter also below its key `model`, as trainers save it.
 
@@ -117,6 +125,17 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise UserError(f"{file}: holds no dictionary of tensors, neither at the top nor as `model`")
     return tensors
+
+
+def misfits(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Why the tensors `found` cannot take the place of `own`: each that is missing, unknown or of another shape."""
+    wrong = [f"no {name}" for name in own if name not in found]
+    wrong += [f"unknown {name}" for name in found if name not in own]
+    return wrong + [
+        f"{name} is {tuple(found[name].shape)}, not {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in found and found[name].shape != value.shape
+    ]
 
 
 def _without_foreign_code(file: Path) -> Any:

@@ -15,33 +15,41 @@ from parrot_dist.fusion.frames import average, cut, frame_rows, is_there, transp
 from parrot_dist.fusion.gather import gather_rows, local_slice
 from parrot_dist.fusion.pool import pool_pairs
 from parrot_dist.fusion.reference import Reference
-from parrot_dist.fusion.sinkhorn import Transport, cost_matrix, sinkhorn
+from parrot_dist.fusion.sinkhorn import COSTS, PLAN_GRADIENTS, Transport, cost_matrix, sinkhorn
+from parrot_dist.schema import setting
 
 FILTERS = (64, 128)
 ROW = 120
 HIDDEN = 128
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class HeadSettings:
     """What can be set about a head; the defaults are the paper's. A head ignores what does not concern it."""
 
-    epsilon: float = 0.05
-    """Entropy of the transport plan, in units of the cost divided by its maximum."""
-    iterations: int = 50
-    """Sinkhorn iterations."""
-    dropout: float = 0.3
-    """Share of the hidden units that are zeroed in training."""
-    transport_scope: str = "global"
-    """`global`: the plan spans the rows of all ranks; `local`: those of this rank alone, for comparison."""
-    cost: str = "euclidean"
-    """`euclidean`, `cosine` or `squared`."""
-    plan_gradient: str = "none"
-    """How the plan depends on the rows in training: `none`, `envelope` or `unrolled`, see `sinkhorn`."""
-    over: str = "batch"
-    """`batch`: transport between the utterances of a batch; `frames`: between the frames of one utterance."""
-    branch: str = "mamba"
-    """Which embedding fcn and cnn read: `mamba` or `attention`."""
+    branch: str = setting("mamba", "the encoder that fcn and cnn hear", choices=("mamba", "attention"))
+    epsilon: float = setting(
+        0.05, "entropy of the transport plan, in units of the cost divided by its maximum", above=0
+    )
+    iterations: int = setting(50, "Sinkhorn iterations", above=0)
+    dropout: float = setting(0.3, "share of the head's hidden units that a step leaves out", least=0, below=1)
+    cost: str = setting("euclidean", "cost of the transport between two embeddings", choices=COSTS)
+    plan_gradient: str = setting(
+        "none",
+        "gradient through the plan: none (the paper's), envelope: that of a converged plan, or unrolled: that of its "
+        "iterations",
+        choices=PLAN_GRADIENTS,
+    )
+    over: str = setting(
+        "batch",
+        "transport between the utterances of a batch (the paper's), or between the frames of each utterance",
+        choices=("batch", "frames"),
+    )
+    transport_scope: str = setting(
+        "global",
+        "what the plan spans: the global batch, or each worker's part of it, for comparison",
+        choices=("global", "local"),
+    )
 
 
 def wide(x: Tensor) -> Tensor:

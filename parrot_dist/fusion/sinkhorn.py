@@ -2,12 +2,15 @@
 
 The iteration is `ot.sinkhorn`'s (POT), step for step, so the two agree also before convergence. What differs is the
 arithmetic: scaling is done in the narrowest float type in which nothing can over- or underflow, and in the log domain
-where none is wide enough.
+where none is wide enough. On CUDA all iterations of a scaling that fits into registers are one launch.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -15,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parrot_dist.fusion.envelope import with_envelope_gradient
+from parrot_dist.kernels import require_agreement, require_triton
+
+logger = logging.getLogger(__name__)
 
 # Positions are written into checkpoints (`Reference.to_tensors`): append only.
 COSTS = ("euclidean", "cosine", "squared")
@@ -123,12 +129,37 @@ def _uniform(C: Tensor, axis: int, there: Tensor | None) -> Tensor:
 
 def _scale(log_kernel: Tensor, a: Tensor, b: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
     kernel = log_kernel.exp_()
+    if kernel.is_cuda and (fused := _fused()) and fused.fits(kernel):
+        scaled: tuple[Tensor, Tensor, Tensor] = fused.scale(kernel, a, b, iterations)
+        return scaled
+    return _scale_stepwise(kernel, a, b, iterations)
+
+
+def _scale_stepwise(kernel: Tensor, a: Tensor, b: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
     transposed = kernel.mT
     u = a
     for _ in range(iterations):
         v = b / _times(transposed, u)
         u = a / _times(kernel, v)
     return kernel.mul_(u[..., None]).mul_(v[..., None, :]), u.log(), v.log()
+
+
+@cache
+def _fused() -> ModuleType | None:
+    """The scaling in one launch, where Triton can be used; says once where it cannot."""
+    kernel = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(0)).cuda() + 0.1
+    a, b = _uniform(kernel, 0, None), _uniform(kernel, 1, None)
+    try:
+        require_triton()
+        from parrot_dist.fusion import triton_sinkhorn
+
+        require_agreement(
+            lambda: triton_sinkhorn.scale(kernel.clone(), a, b, 9), lambda: _scale_stepwise(kernel.clone(), a, b, 9)
+        )
+    except ImportError as error:
+        logger.warning("transport: one launch for every iteration, because Triton cannot be used (%s)", error)
+        return None
+    return triton_sinkhorn
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from parrot_dist import config
+from parrot_dist import configuration
 from parrot_dist.errors import exits_cleanly
 from parrot_dist.local.cluster import ray_head
 from parrot_dist.local.process import exit_on_sigterm
@@ -35,7 +35,7 @@ CPUS = 4  # logical: the workers are small, and scale.num_workers=4 shall fit on
 def main() -> int:
     """Run the demo; `key=value` words go to the training job."""
     words = Parser("local.demo", DESCRIPTION, takes_file=False).parse_args().words
-    settings = config.load(JOB, words)
+    settings = configuration.load(JOB, words)
     exit_on_sigterm()
     began = time.monotonic()
     with s3_server(FOLDER / "s3") as server:

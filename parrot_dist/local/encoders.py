@@ -54,6 +54,7 @@ ATTENTIONS = {
 
 @exits_cleanly
 def main() -> int:
+    """Parse the command line, write the encoders, say what to give `encoders.*.source`."""
     parser = argparse.ArgumentParser(prog="python -m parrot_dist.local.encoders", description=__doc__)
     parser.add_argument("url", help="folder or s3:// prefix to write to")
     parser.add_argument("--seed", type=int, default=0, help="of the weights; default: 0")

@@ -27,13 +27,16 @@ class Spoken:
 
 @dataclass(frozen=True)
 class Part:
-    """An encoder: where it was loaded from, the SHA-256 of those files, its size, and what of it was trained."""
+    """An encoder: where it was loaded from, the SHA-256 of those files and their commit on the Hub, if they are from
+    there, its size, and what of it was trained.
+    """
 
     branch: str
     source: str
     digest: str
     parameters: int
     unfreeze: str
+    revision: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from parrot_dist.reporting.metrics import SUMMARIES, percentile_interval, resample, score
+from parrot_dist.reporting.metrics import DIGITS, SUMMARIES, percentile_interval, resample, score
 from parrot_dist.reporting.result import Result
 
 
@@ -77,8 +77,7 @@ def compare(
     differences = {}
     for name in SUMMARIES:
         value = getattr(scores[0], name) - getattr(scores[1], name)
-        # Rounded, since equal scores are sums in another order and differ in their last bits.
-        gaps = np.full(samples, np.nan) if alone else (draws[0][name] - draws[1][name]).round(12)
+        gaps = np.full(samples, np.nan) if alone else (draws[0][name] - draws[1][name]).round(DIGITS)
         differences[name] = Difference(value, percentile_interval(gaps), _p(gaps))
     only_first = int(((first == labels) & (second != labels)).sum())
     only_second = int(((second == labels) & (first != labels)).sum())

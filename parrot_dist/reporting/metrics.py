@@ -14,6 +14,9 @@ Counts = NDArray[np.int64]
 SUMMARIES = {"accuracy": "accuracy", "uar": "UAR", "macro_f1": "macro-F1", "weighted_f1": "weighted F1"}
 """The fields of `Scores` that are one number, in the order in which people are shown them, and how they are called."""
 
+DIGITS = 9
+"""To which scores are compared: equal ones may be sums in another order, and so differ in their last bits."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -39,6 +42,11 @@ class Scores:
     def utterances(self) -> int:
         """How many were scored."""
         return int(self.confusion.sum())
+
+    @property
+    def summaries(self) -> dict[str, float]:
+        """Those of `SUMMARIES`, in that order."""
+        return {name: getattr(self, name) for name in SUMMARIES}
 
 
 def score(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> Scores:
@@ -118,6 +126,11 @@ def resample(
     by_speaker = np.bincount(owner * size + cells, minlength=len(names) * size).reshape(len(names), size)
     draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=samples)
     return _summaries((draws @ by_speaker).reshape(samples, num_classes, num_classes))
+
+
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation (of the sample, n - 1) of a score over folds; None of a single fold."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def percentile_interval(values: Floats) -> tuple[float, float]:

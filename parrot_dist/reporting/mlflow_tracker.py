@@ -9,8 +9,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
-from parrot_dist import config as configuration
-from parrot_dist import storage
+from parrot_dist import configuration, storage
 from parrot_dist.config import Config
 from parrot_dist.errors import UserError
 from parrot_dist.reporting.tracking import IDENTITY, Point

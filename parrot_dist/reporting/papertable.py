@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from parrot_dist.grid import Cell
-from parrot_dist.reporting.table import show_table
+from parrot_dist.reporting.table import show_table, spread_text
 
 Results = Mapping[Cell, Mapping[str, Any]]
 """What became of each cell, with at least `accuracy` and `macro_f1`, shares between 0 and 1."""
@@ -132,11 +132,7 @@ def _folds(results: Results, corpus: str, encoders: tuple[str, ...], head: str, 
 def _cell(scores: list[list[float]], folds: int) -> str:
     done = len(scores[0])
     missing = f" ({done} of {folds} folds)" if 0 < done < folds else ""
-    return " / ".join(map(_spread, scores)) + missing if done else "-"
-
-
-def _spread(values: list[float]) -> str:
-    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
+    return " / ".join(spread_text(values, digits=2) for values in scores) + missing if done else "-"
 
 
 def _published(corpus: str, encoders: tuple[str, ...], head: str) -> str:

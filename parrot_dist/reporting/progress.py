@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from parrot_dist.reporting.console import plain
+
 LINES_PER_EPOCH = 10
 LINE = re.compile(r"epoch +(\d+)/(\d+)  step +(\d+)/(\d+)  loss +(?P<loss>\S+) +(?P<rate>\S+) utt/s")
 """What `Progress` writes where there is no terminal."""
@@ -59,7 +61,7 @@ class Progress:
 
     def message(self, text: str) -> None:
         """Print `text` as it is, above the bar if there is one."""
-        self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        plain(self._console, text)
 
     def close(self) -> None:
         """Take the bar away; a second call does nothing."""
@@ -101,7 +103,7 @@ class Follower:
             self._progress = self._progress or Progress(epochs, self._console)
             self._progress.update(epoch, step, steps, float(found["loss"]), float(found["rate"]))
         else:
-            self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+            plain(self._console, line)
 
     def close(self) -> None:
         """Take the bar away, if there is one."""

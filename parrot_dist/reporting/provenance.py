@@ -9,10 +9,8 @@ import subprocess
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from parrot_dist import storage
-from parrot_dist.errors import UserError
 
 PROVENANCE = "provenance.json"  # of a run: one record for each start by other code than the one before
 PACKAGES = ("parrot-dist", "torch", "transformers", "ray", "POT")
@@ -41,12 +39,7 @@ def record_start(run_url: str) -> None:
 
 def read_starts(run_url: str) -> list[dict[str, str]]:
     """What `record_start` noted, oldest first; nothing for a checkpoint that was copied away from its run."""
-    try:
-        starts: list[Any] = json.loads(storage.read_bytes(storage.join(run_url, PROVENANCE)))
-    except UserError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return []
-        raise
+    starts: list[dict[str, str]] = json.loads(storage.find_bytes(storage.join(run_url, PROVENANCE)) or b"[]")
     return starts
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from parrot_dist.reporting.calibration import EDGES, Calibration
 from parrot_dist.reporting.comparison import Against
-from parrot_dist.reporting.metrics import SUMMARIES, Scores
+from parrot_dist.reporting.metrics import Scores
 from parrot_dist.reporting.result import Result
 
 
@@ -29,7 +29,7 @@ def scores_json(result: Result, classes: Sequence[str], against: Against | None 
 
 
 def _summaries(scores: Scores) -> dict[str, Any]:
-    return {name: getattr(scores, name) for name in SUMMARIES} | {"utterances": scores.utterances}
+    return scores.summaries | {"utterances": scores.utterances}
 
 
 def _calibration_json(calibration: Calibration) -> dict[str, Any]:

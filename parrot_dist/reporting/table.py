@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from parrot_dist.reporting.comparison import Against
-from parrot_dist.reporting.metrics import SUMMARIES, Scores
+from parrot_dist.reporting.console import plain
+from parrot_dist.reporting.metrics import SUMMARIES, Scores, spread
 from parrot_dist.reporting.result import Result
 
 
@@ -72,8 +73,7 @@ def print_against(against: Against, console: Console) -> None:
 
 def _group_rows(groups: Mapping[str, Scores]) -> list[list[str]]:
     return [
-        [name, str(scores.utterances), *(share_text(getattr(scores, field)) for field in SUMMARIES)]
-        for name, scores in groups.items()
+        [name, str(scores.utterances), *map(share_text, scores.summaries.values())] for name, scores in groups.items()
     ]
 
 
@@ -124,14 +124,15 @@ def interval_text(interval: tuple[float, float]) -> str:
     return "-" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
 
 
+def spread_text(values: Sequence[float], digits: int) -> str:
+    """Mean ± standard deviation of a score over folds; the mean of a single one."""
+    mean, std = spread(values)
+    return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if std is not None else "")
+
+
 def p_text(p: float) -> str:
     """A p-value, or a dash where it is not defined."""
     return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def plain(console: Console, text: str) -> None:
-    """Print `text` as it stands: neither read as markup nor cut."""
-    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def show_table(

@@ -96,11 +96,12 @@ class Tracking:
 
     def __init__(self, config: Config, warn: Callable[[str], None]) -> None:
         self._config, self._warn = config, warn
+        self._names = ("tensorboard", *config.tracking)
         self._points: list[Point] = []
         self._vouched = 0
         self._trackers: dict[str, Tracker] = {}
         self._pool = ThreadPoolExecutor(1)
-        for name in ("tensorboard", *config.tracking):
+        for name in self._names:
             self._pool.submit(self._open, name)
 
     def take(self, kind: str, data: Mapping[str, Any]) -> None:
@@ -119,14 +120,14 @@ class Tracking:
     def close(self, finished: bool) -> None:
         """Return when the trackers have been told everything."""
         self._send()
-        for name in ("tensorboard", *self._config.tracking):
+        for name in self._names:
             self._pool.submit(self._call, name, lambda tracker: tracker.close(finished))
         self._pool.shutdown()
 
     def _send(self) -> None:
         points = [point for point in self._points if point.step <= self._vouched]
         self._points = self._points[len(points) :]
-        for name in ("tensorboard", *self._config.tracking) if points else ():
+        for name in self._names if points else ():
             self._pool.submit(self._call, name, lambda tracker: tracker.log(points))
 
     def _open(self, name: str) -> None:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import wandb
 
-from parrot_dist import config as configuration
-from parrot_dist import storage
+from parrot_dist import configuration, storage
 from parrot_dist.config import Config
 from parrot_dist.errors import UserError
 from parrot_dist.reporting.tracking import IDENTITY, Point

@@ -12,7 +12,6 @@ from parrot_dist.data.audio import SAMPLE_RATE
 from parrot_dist.errors import UserError
 from parrot_dist.reporting.card import Card, Part, Spoken, render_card
 from parrot_dist.reporting.provenance import provenance
-from parrot_dist.training import checkpoint
 from parrot_dist.training.checkpoint import Found
 from parrot_dist.training.model import ParrotModel
 from parrot_dist.training.task import check_corpus, open_task
@@ -26,7 +25,7 @@ def model_card(found: Found, config: Config, model: ParrotModel) -> str:
             branch,
             **manifest.encoders[branch],
             parameters=sum(parameter.numel() for parameter in encoder.parameters()),
-            unfreeze=getattr(config.encoders, branch).unfreeze,
+            unfreeze=config.encoders.unfrozen(manifest.last_epoch)[branch],
         )
         for branch, encoder in model.branches()
     ]
@@ -71,7 +70,6 @@ def _spoken(found: Found, config: Config) -> Spoken | None:
 
 def _scores(found: Found) -> dict[str, Any]:
     """The scores of the checkpoint on the test split, if they were made."""
-    run_url = found.url.rpartition(f"/{checkpoint.FOLDER}/")[0] or found.url
-    place = storage.join(run_url, "evaluation", f"step-{found.manifest.step:08d}-test", "scores.json")
-    scores: dict[str, Any] = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
+    data = storage.find_bytes(storage.join(found.evaluation_url("test"), "scores.json"))
+    scores: dict[str, Any] = json.loads(data or b"{}")
     return scores

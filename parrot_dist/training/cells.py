@@ -16,7 +16,7 @@ from parrot_dist import storage
 from parrot_dist.config import Branch, Config
 from parrot_dist.data.frozen import FrozenCorpus, has_part, missing_parts
 from parrot_dist.encoders import Embedded, load_encoder
-from parrot_dist.reporting.metrics import Scores, score
+from parrot_dist.reporting.metrics import DIGITS, Scores, score
 from parrot_dist.training.inference import Place, infer
 from parrot_dist.training.loop import Loop
 from parrot_dist.training.model import ParrotModel, build_configured_head
@@ -74,7 +74,8 @@ def train_cell(config: Config, embeddings: Mapping[str, Embeddings]) -> Outcome:
     torch.manual_seed(config.seed)
     head = build_configured_head(config, {branch: one.dim for branch, one in embeddings.items()})
     encoders = {branch: Embedded(one.dim) for branch, one in embeddings.items()}
-    trial = Trial(task, ParrotModel(encoders, head).to(place.device), feeds, place, Silent(), lambda record: None)
+    model = ParrotModel(encoders, head).to(place.device)
+    trial = Trial(task, model, lambda: feeds, place, Silent(), lambda record: None)
     trial.run(None)
     model = trial.at_best()
     rows, logits, skipped = infer(task, feeds, task.parts.test, place, lambda inputs, sizes: model(inputs, None, sizes))
@@ -89,9 +90,8 @@ class Trial(Loop):
 
     def save(self, score: float | None) -> None:
         """Remember the trained parameters if this epoch's `score` is the highest, the earliest of equals."""
-        # Rounded as for checkpoints: equal scores are sums in another order.
-        if score is not None and (self.best is None or round(score, 9) > self.best[0]):
-            self.best = round(score, 9), {name: x.detach().clone() for name, x in self.model.trained().items()}
+        if score is not None and (self.best is None or round(score, DIGITS) > self.best[0]):
+            self.best = round(score, DIGITS), {name: x.detach().clone() for name, x in self.model.trained().items()}
 
     def at_best(self) -> ParrotModel:
         """The model as it was after its best epoch, in eval mode."""
@@ -111,5 +111,5 @@ class Silent:
         """Never: a cell is ended with its process."""
         return False
 
-    def at(self, step: int) -> None:
+    def at(self, step: int | None) -> None:
         """Let the step pass."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from parrot_dist import storage
 from parrot_dist.errors import UserError
+from parrot_dist.reporting.metrics import DIGITS
 
 MANIFEST = "manifest.json"
 FOLDER = "checkpoints"
@@ -35,7 +36,8 @@ class Manifest:
         score: validation UAR at an epoch's end, else None.
         finished: the run has nothing left to do.
         classes: emotions in the order of the logits.
-        encoders: branch -> source and SHA-256 of the base encoder, whose frozen weights are not stored again.
+        encoders: branch -> source, SHA-256 (digest) and, where it is from the Hub, commit (revision) of the base
+            encoder, whose frozen weights are not stored again.
         index_digest: the corpus that was trained on.
         files: part -> size in bytes and SHA-256.
     """
@@ -50,6 +52,11 @@ class Manifest:
     index_digest: str
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @property
+    def last_epoch(self) -> int:
+        """The epoch, counted from 0, of the last step: the checkpoint holds what that one trained."""
+        return self.epoch if self.epoch_step else max(0, self.epoch - 1)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -57,6 +64,15 @@ class Found:
 
     url: str
     manifest: Manifest
+
+    @property
+    def run_url(self) -> str:
+        """Where its run is; of a checkpoint that was copied away from its run, its own place."""
+        return self.url.rpartition(f"/{FOLDER}/")[0] or self.url
+
+    def evaluation_url(self, split: str) -> str:
+        """Where its scores on `split` are kept, in its run."""
+        return storage.join(self.run_url, "evaluation", f"step-{self.manifest.step:08d}-{split}")
 
 
 def save(run_url: str, manifest: Manifest, parts: Mapping[str, bytes]) -> str:
@@ -102,8 +118,7 @@ def best(run_url: str) -> Found | None:
 def best_of(found: list[Found]) -> Found | None:
     """The one of `found` with the highest score, the earliest of equals; None if none has a score."""
     scored = [one for one in found if one.manifest.score is not None]
-    # Rounded, since equal scores are sums in another order and differ in their last bits.
-    return max(scored, key=lambda one: (round(one.manifest.score or 0.0, 9), -one.manifest.step), default=None)
+    return max(scored, key=lambda one: (round(one.manifest.score or 0.0, DIGITS), -one.manifest.step), default=None)
 
 
 def locate(url: str) -> Found:
@@ -175,11 +190,10 @@ class Writer:
 
 
 def _read_manifest(url: str) -> Manifest | None:
+    data = storage.find_bytes(storage.join(url, MANIFEST))
+    if data is None:  # another process retired this checkpoint since it was listed
+        return None
     try:
-        return Manifest(**json.loads(storage.read_bytes(storage.join(url, MANIFEST))))
+        return Manifest(**json.loads(data))
     except (ValueError, TypeError):
         return None
-    except UserError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None  # another process retired this checkpoint since it was listed
-        raise

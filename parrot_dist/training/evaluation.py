@@ -22,7 +22,7 @@ from parrot_dist.training.task import Task
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedRows:
     """What the encoders make of some utterances.
 
     Attributes:
@@ -81,7 +81,7 @@ def evaluate(task: Task, model: ParrotModel, reference: Reference | None, rows: 
     return predict(task, model.head, reference, embed(task, model, rows, place))
 
 
-def embed(task: Task, model: ParrotModel, rows: Rows, place: Place, prosody: bool = False) -> Embedded:
+def embed(task: Task, model: ParrotModel, rows: Rows, place: Place, prosody: bool = False) -> EmbeddedRows:
     """The embeddings of `rows`, in float32 like those of `Predictor`; with their `prosody` from the same reading.
 
     Raises:
@@ -101,10 +101,10 @@ def embed(task: Task, model: ParrotModel, rows: Rows, place: Place, prosody: boo
     widths = [0, 0, width] if over_frames else [dims.get("mamba", 0), dims.get("attention", 0), 0]
     *parts, measured = np.split(values, np.cumsum(widths), 1)
     mamba, attention, features = (torch.from_numpy(part).to(place.device) for part in parts)
-    return Embedded(found, mamba, attention, features, measured, skipped)
+    return EmbeddedRows(found, mamba, attention, features, measured, skipped)
 
 
-def predict(task: Task, head: Head, reference: Reference | None, embedded: Embedded) -> Evaluation:
+def predict(task: Task, head: Head, reference: Reference | None, embedded: EmbeddedRows) -> Evaluation:
     """Logits of `embedded`: batch-coupled in the global batches of the evaluation plan, as in training, and, given a
     `reference`, each utterance alone. A head that transports nothing has but one way.
     """
@@ -123,14 +123,14 @@ def predict(task: Task, head: Head, reference: Reference | None, embedded: Embed
 
 
 @torch.no_grad()
-def _predict_coupled(task: Task, head: Head, embedded: Embedded) -> np.ndarray:
+def _predict_coupled(task: Task, head: Head, embedded: EmbeddedRows) -> np.ndarray:
     logits = np.empty((len(embedded.rows), len(task.config.data.classes)), np.float32)
     for places in embedded.batches(task):
         logits[places] = _numpy(head(embedded.mamba[places], embedded.attention[places]))
     return logits
 
 
-def score_prosody(task: Task, embedded: Embedded, place: Place) -> Scores:
+def score_prosody(task: Task, embedded: EmbeddedRows, place: Place) -> Scores:
     """What a plain classifier on pitch, energy and timing statistics of the training utterances makes of `embedded`,
     which must have its own.
     """

@@ -17,8 +17,7 @@ from typing import Any
 
 from safetensors.torch import load as load_tensors
 
-from parrot_dist import config as configuration
-from parrot_dist import storage
+from parrot_dist import configuration, storage
 from parrot_dist.config import Config, Encoders
 from parrot_dist.errors import UserError
 from parrot_dist.fusion import Reference
@@ -104,11 +103,17 @@ def _model_files(model: ParrotModel) -> dict[str, bytes]:
 
 def _alone(config: Config, root: str) -> Config:
     """`config` with both encoders frozen, and where an export at `root`, "" or ending in a slash, holds them."""
-    branches = {
-        name: replace(branch, source=f"{branch.source.partition(':')[0]}:{root}{name}", revision=None, unfreeze="none")
-        for name, branch in (("mamba", config.encoders.mamba), ("attention", config.encoders.attention))
-    }
-    return replace(config, encoders=Encoders(**branches))
+    branches = [
+        replace(
+            branch,
+            source=f"{branch.source.partition(':')[0]}:{root}{name}",
+            revision=None,
+            unfreeze="none",
+            unfreeze_at_epoch=0,
+        )
+        for name, branch in config.encoders.named()
+    ]
+    return replace(config, encoders=Encoders(*branches))
 
 
 def _read_description(file: Path, what: str) -> dict[str, Any]:

@@ -16,9 +16,9 @@ import numpy as np
 from parrot_dist import storage
 from parrot_dist.config import Config
 from parrot_dist.local.process import interrupted_by_sigterm
-from parrot_dist.reporting.metrics import SUMMARIES, Scores, score
+from parrot_dist.reporting.metrics import SUMMARIES, Scores, score, spread
 from parrot_dist.reporting.plots import confusion_svg
-from parrot_dist.reporting.table import show_table
+from parrot_dist.reporting.table import share_text, show_table, spread_text
 from parrot_dist.training import checkpoint
 from parrot_dist.training.evaluation import Evaluation, dump_predictions, evaluate
 from parrot_dist.training.inference import Place
@@ -106,16 +106,14 @@ class Summary:
     folds: list[Scores]
     pooled: Scores
 
-    def spread(self, name: str) -> tuple[float, float | None]:
-        """Mean and standard deviation (of the sample, n - 1) of a score over the folds; None of a single one."""
-        values = np.array([getattr(fold, name) for fold in self.folds])
-        return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
+    def values(self, name: str) -> list[float]:
+        """A score of every fold."""
+        return [getattr(fold, name) for fold in self.folds]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        spreads = {name: dict(zip(("mean", "std"), self.spread(name), strict=True)) for name in SUMMARIES}
-        folds = [{name: getattr(fold, name) for name in SUMMARIES} for fold in self.folds]
-        return spreads | {"folds": folds, "confusion": self.pooled.confusion.tolist()}
+        spreads = {name: dict(zip(("mean", "std"), spread(self.values(name)), strict=True)) for name in SUMMARIES}
+        return spreads | {"folds": [fold.summaries for fold in self.folds], "confusion": self.pooled.confusion.tolist()}
 
 
 def summarise(task: Task, evaluations: list[Evaluation], mode: str) -> Summary:
@@ -146,9 +144,5 @@ def publish(config: Config, evaluations: list[Evaluation]) -> None:
 
 
 def _rows(summary: Summary) -> list[list[str]]:
-    folds = [
-        [str(number), *(f"{getattr(fold, name):.3f}" for name in SUMMARIES)]
-        for number, fold in enumerate(summary.folds)
-    ]
-    spreads = [summary.spread(name) for name in SUMMARIES]
-    return [*folds, ["mean", *(f"{mean:.3f}" + (f" ± {std:.3f}" if std is not None else "") for mean, std in spreads)]]
+    folds = [[str(number), *map(share_text, fold.summaries.values())] for number, fold in enumerate(summary.folds)]
+    return [*folds, ["mean", *(spread_text(summary.values(name), digits=3) for name in SUMMARIES)]]

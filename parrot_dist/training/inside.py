@@ -7,12 +7,12 @@ import torch
 
 from parrot_dist.fusion import Head, PairHead
 from parrot_dist.reporting.transport import Alignment, align
-from parrot_dist.training.evaluation import Embedded
+from parrot_dist.training.evaluation import EmbeddedRows
 from parrot_dist.training.task import Task
 
 
 @torch.no_grad()
-def vector_spaces(task: Task, head: Head, embedded: Embedded) -> dict[str, np.ndarray]:
+def vector_spaces(task: Task, head: Head, embedded: EmbeddedRows) -> dict[str, np.ndarray]:
     """Name -> (n, d) vectors of `embedded`: what the head decides by, and before it the rows that it fuses, if any."""
     if head.over_frames:
         return {"fused vector": embedded.features.cpu().numpy()}
@@ -29,7 +29,7 @@ def vector_spaces(task: Task, head: Head, embedded: Embedded) -> dict[str, np.nd
 
 
 @torch.no_grad()
-def first_plan(task: Task, head: Head, embedded: Embedded) -> Alignment | None:
+def first_plan(task: Task, head: Head, embedded: EmbeddedRows) -> Alignment | None:
     """The transport plan of the first global batch; None for a head that transports nothing between utterances."""
     if not isinstance(head, PairHead) or not head.needs_reference:
         return None

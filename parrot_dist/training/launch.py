@@ -10,10 +10,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from parrot_dist import storage
@@ -148,16 +149,21 @@ class Watch:
 
     def _follow(self) -> None:
         while not self._over.is_set():
-            if select.select([self._inbox], [], [], POLL_SECONDS)[0]:
-                self._heed(self._inbox.recv(1)[0])
+            with suppress(RayError):  # the monitor is lost with this node of the cluster, which ends `fit` too
+                self._look()
+        with suppress(RayError):
             self._show_events()
-            self._end_what_hangs()
-            if self._lease.lost:
-                self._fail(self._lease.lost)
-            failed_long_ago = self._failed_at is not None and time.monotonic() - self._failed_at > GRACE_SECONDS
-            if failed_long_ago or len(self.signals) > 1 or (self.signals and not self._begun):
-                self._trainer.give_up()
+
+    def _look(self) -> None:
+        if select.select([self._inbox], [], [], POLL_SECONDS)[0]:
+            self._heed(self._inbox.recv(1)[0])
+        failed_long_ago = self._failed_at is not None and time.monotonic() - self._failed_at > GRACE_SECONDS
+        if failed_long_ago or len(self.signals) > 1 or (self.signals and not self._begun):
+            self._trainer.give_up()
         self._show_events()
+        self._end_what_hangs()
+        if self._lease.lost:
+            self._fail(self._lease.lost)
 
     def _end_what_hangs(self) -> None:
         """End the process of a rank that hangs: then Ray Train sees a lost worker, and starts all of them anew."""
@@ -202,10 +208,8 @@ class Watch:
         scale = self._config.scale
         there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         workers = scale.min_workers or scale.num_workers
-        for name, each in resources_of(scale).items():
-            if there.get(name, 0) < workers * each:
-                lacking = (
-                    f"waiting until the cluster has {workers * each:g} {name}s for {workers} workers; it has "
-                    f"{there.get(name, 0):g}"
-                )
+        for name, need in resources_of(scale, workers).items():
+            has = there.get(name, 0)
+            if has < need:
+                lacking = f"waiting until the cluster has {need:g} {name}s for {workers} workers; it has {has:g}"
                 self._view.show("warning", text=lacking)

@@ -111,9 +111,9 @@ def _take(run_url: str, holder: Holder, tell: Callable[[str], None]) -> int:
             _await_death(run_url, number, tell)
         storage.create_bytes(_place(run_url, number + 1), holder.dump())
         if _read(run_url, number + 1) == holder:  # the answer to a write that was won may have been lost
-            for name in storage.list_files(storage.join(run_url, FOLDER)):
-                if int(name.partition(".")[0]) <= number:
-                    storage.delete(storage.join(run_url, FOLDER, name))
+            for older in _numbers(run_url):
+                if older <= number:
+                    storage.delete(_place(run_url, older))
             return number + 1
 
 
@@ -148,13 +148,15 @@ def _place(run_url: str, number: int) -> str:
 
 def _newest(run_url: str) -> int:
     """The highest number; -1 if there is none."""
-    return max((int(name.partition(".")[0]) for name in storage.list_files(storage.join(run_url, FOLDER))), default=-1)
+    return max(_numbers(run_url), default=-1)
+
+
+def _numbers(run_url: str) -> list[int]:
+    names = storage.list_files(storage.join(run_url, FOLDER))
+    # Where storage is a file system, what another driver is just writing is there too, under a name with a dot before.
+    return [int(name.removesuffix(".json")) for name in names if not name.startswith(".")]
 
 
 def _read(run_url: str, number: int) -> Holder | None:
-    try:
-        return Holder(**json.loads(storage.read_bytes(_place(run_url, number))))
-    except UserError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
+    data = storage.find_bytes(_place(run_url, number))
+    return None if data is None else Holder(**json.loads(data))

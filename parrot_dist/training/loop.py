@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,19 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from parrot_dist import config as configuration
+from parrot_dist import configuration
 from parrot_dist.config import Config
 from parrot_dist.data.plan import EpochPlan
 from parrot_dist.data.stream import Skipped, Source
 from parrot_dist.errors import Unreachable, UserError
 from parrot_dist.fusion import row_keys
 from parrot_dist.reporting.history import EpochRecord
-from parrot_dist.reporting.metrics import score
+from parrot_dist.reporting.metrics import DIGITS, score
 from parrot_dist.training import checkpoint
 from parrot_dist.training.checkpoint import Found, Manifest, Writer
 from parrot_dist.training.inference import Batch, Item, Place, autocast, infer, open_stream
-from parrot_dist.training.model import CONFIG_PART, Inputs, ParrotModel, build_model, describe_encoders
+from parrot_dist.training.model import CONFIG_PART, Inputs, ParrotModel, build_model, describe_encoders, pinned
 from parrot_dist.training.monitor import Listener, Stopped
+from parrot_dist.training.optimizer import build_optimizer
 from parrot_dist.training.prefix import open_feeds
 from parrot_dist.training.reference import fit_reference
 from parrot_dist.training.snapshot import State, dump_parts, restore
@@ -45,14 +46,17 @@ def train_rank(config: Config, place: Place, reporter: Listener, on_epoch: Calla
     """
     # A fixed number of threads: sums are cut into as many parts, and the same run must give the same bits.
     torch.set_num_threads(config.scale.cpus_per_worker)
-    task, model = open_task(config), build_model(config).to(place.device)
+    task = open_task(config)
     # One rank looks, since a listing may change between two looks.
     found = place.collect(checkpoint.newest(config.run_url) if place.rank == 0 else None)[0]
+    model = build_model(pinned(config, found)).to(place.device)
+    if any(encoders != describe_encoders(model) for encoders in place.collect(describe_encoders(model))):
+        raise UserError("encoders.*.source: workers have read different weights there; pin the revision, or copy them")
     if place.rank == 0:
         step, url = (found.manifest.step, found.url) if found else (0, None)
         reporter.put("start", run=config.run_url, workers=place.world_size, step=step, checkpoint=url)
-    feeds = open_feeds(task, model, place, reporter)
-    Loop(task, model, feeds, place, reporter, on_epoch).run(found)
+    feed = partial(open_feeds, task, model, place, reporter)
+    Loop(task, model, feed, place, reporter, on_epoch).run(found)
 
 
 @dataclass
@@ -72,16 +76,18 @@ class Loop:
         self,
         task: Task,
         model: ParrotModel,
-        feeds: Mapping[str, Source[Item]],
+        feed: Callable[[], Mapping[str, Source[Item]]],
         place: Place,
         reporter: Listener,
         on_epoch: Callable[[EpochRecord], None],
     ) -> None:
-        self.task, self.model, self.feeds, self.place = task, model, feeds, place
+        """`feed`: gives each branch of `model` what it reads as far as it is frozen when this is called."""
+        self.task, self.model, self.feed, self.place = task, model, feed, place
         self.reporter, self.on_epoch = reporter, on_epoch
         self.config: Config = task.config
         self.config_part = configuration.dumps(self.config).encode()
-        self.trained = list(model.trained().values())  # a walk over all modules, too long for every step
+        self.network: nn.Module = model
+        self.feeds: Mapping[str, Source[Item]] = {}
         self.optimizer = build_optimizer(model, self.config)
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=self.config.optim.precision == "fp16")
         self.state = State()
@@ -99,14 +105,53 @@ class Loop:
             UserError: the data or the numbers do not allow to go on.
         """
         if found is not None:
+            self._choose(self._due(found.manifest.last_epoch))
             self.state = restore(found, self.model, self.optimizer, self.scaler)
             self.saved = found.manifest.step
-        self.network = wrap(self.model, self.place)
-        self._rehearse()
+        entered, at_last = None, self._due(self.config.optim.epochs)
+        if at_last != self._due(self.state.epoch):  # what is wrong with it shall show now, and not when it is due
+            self._choose(at_last)
+            self._rehearse()
         while not self.finished:
+            unfrozen = self._due(self.state.epoch)
+            if unfrozen != entered:
+                self._enter(unfrozen)
+                entered = unfrozen
             self._train_epoch()
             self._end_epoch()
         self.writer.wait()
+
+    def _due(self, epoch: int) -> dict[str, str]:
+        """What epoch `epoch`, counted from 0, trains of the encoders that are there."""
+        unfrozen = self.config.encoders.unfrozen(epoch)
+        return {branch: unfrozen[branch] for branch, _ in self.model.branches()}
+
+    def _enter(self, unfrozen: Mapping[str, str]) -> None:
+        """Make ready for epochs that train this of the encoders: what feeds them and DDP's buckets follow from it.
+
+        A run that resumes here goes the same way, and so gets the same bits.
+
+        Raises:
+            Stopped: the driver asked for it.
+            UserError: see `_rehearse`.
+        """
+        self.reporter.at(None)
+        self._choose(unfrozen)
+        if self.place.rank == 0:
+            parts = [f"{branch} {what}" for branch, what in unfrozen.items()]
+            self.reporter.put("message", text=f"trained of the encoders: {', '.join(parts)}")
+        self.writer.wait()  # a stop while frozen work is done shall lose nothing
+        self.feeds = {}  # which the new ones need not find in memory
+        self.feeds = self.feed()
+        self.network = wrap(self.model, self.place)
+        self._rehearse()
+
+    def _choose(self, unfrozen: Mapping[str, str]) -> None:
+        """Let the optimiser have the head and this of the encoders; it keeps what it knows of what it had."""
+        self.model.unfreeze(unfrozen)
+        self.trained = list(self.model.trained().values())  # a walk over all modules, too long for every step
+        known, self.optimizer = self.optimizer.state, build_optimizer(self.model, self.config)
+        self.optimizer.state.update(known)
 
     def _rehearse(self) -> None:
         """One pass over silence, thrown away.
@@ -119,7 +164,7 @@ class Loop:
             UserError: one does not.
         """
         self.model.train()
-        silence = {branch: self.model.silence(branch) for branch in self.feeds}
+        silence = {branch: self.model.silence(branch) for branch in self.model.encoders}
         keys = torch.zeros(1, dtype=torch.int64, device=self.place.device)
         with autocast(self.config.optim.precision, self.place.device):
             logits = self.network(silence, keys, [1] * self.place.world_size)
@@ -132,7 +177,8 @@ class Loop:
     @property
     def finished(self) -> bool:
         """All epochs are done, or the validation UAR has not risen for `optim.patience` of them."""
-        optim, uars = self.config.optim, [record.uar for record in self.state.history]
+        # Rounded, as where the best checkpoint is chosen: sums in another order do not make a score better.
+        optim, uars = self.config.optim, [round(record.uar, DIGITS) for record in self.state.history]
         waited = len(uars) - 1 - int(np.argmax(uars)) if uars else 0
         return self.state.epoch >= optim.epochs or 0 < optim.patience <= waited
 
@@ -332,22 +378,6 @@ def next_or_error(batches: Iterator[Batch]) -> Batch | UserError:
         raise
     except UserError as error:
         return error
-
-
-def build_optimizer(model: ParrotModel, config: Config) -> torch.optim.Optimizer:
-    """Adam (the paper's) with the head's learning rate and each branch's own for its unfrozen part, which falls by
-    `lr_decay` from block to block below the last (as in ELECTRA, Clark et al. 2020, arXiv 2003.10555).
-    """
-    groups: list[dict[str, Any]] = [{"params": list(model.head.parameters()), "lr": config.optim.lr}]
-    for branch, encoder in model.branches():
-        settings, layers = getattr(config.encoders, branch), defaultdict(list)
-        for name, parameter in encoder.named_parameters():
-            if parameter.requires_grad:
-                layers[encoder.layer_index(name)].append(parameter)
-        for layer, parameters in sorted(layers.items()):
-            groups.append({"params": parameters, "lr": settings.lr * settings.lr_decay ** (encoder.depth - layer)})
-    # Fused: one pass over each parameter, where the default's ten took a third of a step with frozen encoders.
-    return torch.optim.Adam(groups, weight_decay=config.optim.weight_decay, fused=True)
 
 
 def wrap(model: ParrotModel, place: Place) -> nn.Module:

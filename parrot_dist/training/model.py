@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
 
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from parrot_dist import config as configuration
-from parrot_dist.config import Config
+from parrot_dist import configuration
+from parrot_dist.config import Config, Encoders
 from parrot_dist.encoders import Activation, Embedder, Encoder, load_encoder
+from parrot_dist.encoders.weights import misfits
 from parrot_dist.errors import UserError
-from parrot_dist.fusion import HEADS, Head, Reference, build_head
+from parrot_dist.fusion import HEADS, Head, HeadSettings, Reference, build_head
 from parrot_dist.training import checkpoint
 from parrot_dist.training.checkpoint import Found
 from parrot_dist.training.micro_batch import embed_in_parts
@@ -86,6 +88,11 @@ class ParrotModel(nn.Module):
             if isinstance(encoder, Encoder):
                 yield branch, encoder
 
+    def unfreeze(self, what: Mapping[str, str]) -> None:
+        """Say for each branch which of its parameters are trained, see `Encoder.unfreeze`."""
+        for branch, encoder in self.branches():
+            encoder.unfreeze(what[branch])
+
     def trained(self) -> dict[str, Tensor]:
         """Name -> parameter of all that training changes: the head and what is unfrozen."""
         return {name: tensor for name, tensor in self.named_parameters() if tensor.requires_grad}
@@ -112,6 +119,16 @@ def build_model(config: Config) -> ParrotModel:
     return ParrotModel(encoders, build_configured_head(config, dims), config.optim.micro_batch)
 
 
+def pinned(config: Config, found: Found | None) -> Config:
+    """`config` with the commits on the Hub that the encoders of `found` are of: the Hub may hold others by now."""
+    branches = []
+    for name, branch in config.encoders.named():
+        recorded = found.manifest.encoders.get(name, {}) if found else {}
+        same = recorded.get("source") == branch.source
+        branches.append(replace(branch, revision=(same and recorded.get("revision")) or branch.revision))
+    return replace(config, encoders=Encoders(*branches))
+
+
 def used_branches(config: Config) -> tuple[str, ...]:
     """The branches that the configured head listens to."""
     return (config.fusion.branch,) if HEADS[config.fusion.name].single_branch else ("mamba", "attention")
@@ -119,21 +136,9 @@ def used_branches(config: Config) -> tuple[str, ...]:
 
 def build_configured_head(config: Config, dims: dict[str, int]) -> Head:
     """The head that `config.fusion` names, on embeddings of these widths by branch; draws its weights."""
-    fusion = config.fusion
-    return build_head(
-        fusion.name,
-        dims.get("mamba", 0),
-        dims.get("attention", 0),
-        len(config.data.classes),
-        branch=fusion.branch,
-        epsilon=fusion.epsilon,
-        iterations=fusion.iterations,
-        dropout=fusion.dropout,
-        cost=fusion.cost,
-        transport_scope=fusion.transport_scope,
-        plan_gradient=fusion.plan_gradient,
-        over=fusion.over,
-    )
+    settings = {field.name: getattr(config.fusion, field.name) for field in fields(HeadSettings)}
+    sizes = dims.get("mamba", 0), dims.get("attention", 0), len(config.data.classes)
+    return build_head(config.fusion.name, *sizes, **settings)
 
 
 def dump_trained(model: ParrotModel) -> bytes:
@@ -148,8 +153,8 @@ def load_trained(model: ParrotModel, data: bytes) -> None:
         UserError: the parameters are not those of this model.
     """
     tensors, own = load_tensors(data), model.trained()
-    if {name: tensor.shape for name, tensor in tensors.items()} != {name: own[name].shape for name in own}:
-        raise UserError("the checkpoint's parameters are not those of the configured model")
+    if wrong := misfits(tensors, own):
+        raise UserError(f"the checkpoint's parameters are not those of the configured model: {'; '.join(wrong[:5])}")
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
@@ -162,8 +167,9 @@ def load_checkpoint(found: Found) -> tuple[Config, ParrotModel, Reference | None
         UserError: a part is damaged, or a base encoder is no longer the one that was trained on.
     """
     config = configuration.loads(checkpoint.read_part(found, CONFIG_PART).decode())
-    model = build_model(config)
+    model = build_model(pinned(config, found))
     check_encoders(model, found)
+    model.unfreeze(config.encoders.unfrozen(found.manifest.last_epoch))
     load_trained(model, checkpoint.read_part(found, MODEL_PART))
     reference = None
     if REFERENCE_PART in found.manifest.files:
@@ -197,5 +203,8 @@ def check_encoders(model: ParrotModel, found: Found) -> None:
 
 
 def describe_encoders(model: ParrotModel) -> dict[str, dict[str, str]]:
-    """Branch -> source and digest, for a manifest."""
-    return {branch: {"source": encoder.spec, "digest": encoder.digest} for branch, encoder in model.branches()}
+    """Branch -> source, digest and commit on the Hub, for a manifest."""
+    return {
+        branch: {"source": encoder.spec, "digest": encoder.digest, "revision": encoder.revision}
+        for branch, encoder in model.branches()
+    }

@@ -37,8 +37,8 @@ class Listener(Protocol):
     def stop_wanted(self) -> bool:
         """Whether the run shall save a checkpoint and leave."""
 
-    def at(self, step: int) -> None:
-        """Take note that this rank gets on, and is at this step of the run."""
+    def at(self, step: int | None) -> None:
+        """Take note that this rank gets on, and is at this step of the run; None: at work that takes what it takes."""
 
 
 class Monitor:
@@ -101,7 +101,7 @@ class Reporter:
             self._answer = None
         return self._stop
 
-    def at(self, step: int) -> None:
+    def at(self, step: int | None) -> None:
         """Let the next beat say so."""
         self._heart.at(step)
 

@@ -14,9 +14,8 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import track
 
-from parrot_dist import config as configuration
-from parrot_dist import storage
-from parrot_dist.config import Config
+from parrot_dist import configuration, storage
+from parrot_dist.config import Config, free_to_change, schema_keys
 from parrot_dist.errors import Unreachable, UserError
 from parrot_dist.grid import Cell, Experiment, cells_of, config_of
 from parrot_dist.local.process import interrupted_by_sigterm
@@ -29,11 +28,7 @@ from parrot_dist.training.tasks import room, run_all
 FORMAT = 1  # raise it when a cell is trained otherwise than before
 FOLDER = "papertable"
 NAMED = 10  # cells that cannot be trained, of which the person is told why
-WITHOUT_EFFECT = {
-    key
-    for key in configuration.schema_keys()
-    if key in configuration.FREE_TO_CHANGE or key.partition(".")[0] in configuration.FREE_TO_CHANGE
-} - {"optim.epochs", "optim.patience"} | {"fusion.reference_rows"}
+WITHOUT_EFFECT = {"fusion.reference_rows", *filter(free_to_change, schema_keys())} - {"optim.epochs", "optim.patience"}
 """Settings that change where and how a cell is trained, but not what becomes of it."""
 LINES = 20  # of progress, where there is no terminal
 
@@ -122,14 +117,7 @@ def train_and_keep(work: Work, output: str) -> str:
 
 def plain(outcome: Outcome) -> dict[str, Any]:
     """An outcome as plain values."""
-    scores = outcome.scores
-    return {
-        "accuracy": scores.accuracy,
-        "macro_f1": scores.macro_f1,
-        "uar": scores.uar,
-        "epochs": outcome.epochs,
-        "confusion": scores.confusion.tolist(),
-    }
+    return outcome.scores.summaries | {"epochs": outcome.epochs, "confusion": outcome.scores.confusion.tolist()}
 
 
 def embed_all(experiments: list[Experiment]) -> dict[tuple[str, str], Embeddings]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from parrot_dist import config as configuration
-from parrot_dist import storage
+from parrot_dist import configuration, storage
 from parrot_dist.config import Config
 from parrot_dist.errors import UserError
 from parrot_dist.reporting import tracking
 from parrot_dist.reporting.provenance import record_start
 from parrot_dist.reporting.view import View
 from parrot_dist.training import checkpoint
-from parrot_dist.training.model import CONFIG_PART, build_model, check_encoders
+from parrot_dist.training.model import CONFIG_PART, build_model, check_encoders, pinned
 from parrot_dist.training.task import check_corpus, check_task, open_task
 
 
@@ -26,8 +25,8 @@ def prepare(config: Config, view: View) -> bool:
         storage.check_writable(place)
     task = open_task(config)
     check_task(task)
-    model = build_model(config)
     newest = checkpoint.newest(config.run_url)
+    model = build_model(pinned(config, newest))
     if newest is not None:
         earlier = configuration.loads(checkpoint.read_part(newest, CONFIG_PART).decode())
         changed = configuration.differences(earlier, config)

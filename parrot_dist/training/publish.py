@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parrot_dist import config as configuration
-from parrot_dist import storage
+from parrot_dist import configuration, storage
 from parrot_dist.data.index import audio_member, parse_members
 from parrot_dist.data.plan import Rows
 from parrot_dist.reporting.comparison import Against, compare
@@ -23,7 +22,7 @@ from parrot_dist.reporting.result import Result
 from parrot_dist.reporting.scores_json import scores_json
 from parrot_dist.training import checkpoint
 from parrot_dist.training.evaluation import (
-    Embedded,
+    EmbeddedRows,
     Evaluation,
     dump_predictions,
     embed,
@@ -69,7 +68,7 @@ def evaluate_checkpoint(
     evaluation = predict(subject.task, subject.model.head, subject.reference, embedded)
     comparison = _compare(subject, evaluation, rival, place) if rival else None
     report = _report(subject, split, embedded, evaluation, comparison, place)
-    remote = storage.join(_run_url(subject), "evaluation", f"step-{subject.found.manifest.step:08d}-{split}")
+    remote = subject.found.evaluation_url(split)
     local = out or Path("runs") / subject.task.config.name
     for name, data in _files(report, subject, evaluation).items():
         storage.write_bytes(storage.join(remote, name), data)
@@ -94,9 +93,9 @@ def _compare(subject: Subject, evaluation: Evaluation, rival: Subject, place: Pl
 
 
 def _report(
-    subject: Subject, split: str, embedded: Embedded, evaluation: Evaluation, against: Against | None, place: Place
+    subject: Subject, split: str, embedded: EmbeddedRows, evaluation: Evaluation, against: Against | None, place: Place
 ) -> Report:
-    task, head, run_url = subject.task, subject.model.head, _run_url(subject)
+    task, head, run_url = subject.task, subject.model.head, subject.found.run_url
     modes = sorted(evaluation.logits, key=lambda mode: mode != subject.mode)
     labels = task.labels[embedded.rows]
     return Report(
@@ -140,7 +139,7 @@ def _mistakes(task: Task, rows: Rows, probabilities: np.ndarray) -> list[Mistake
 
 def _commands(subject: Subject, split: str) -> dict[str, str]:
     url, name = subject.found.url, subject.task.config.name
-    settings = storage.join(_run_url(subject), CONFIG_PART)
+    settings = storage.join(subject.found.run_url, CONFIG_PART)
     return {
         "get the configuration": f'python -c "from parrot_dist import storage; '
         f"print(storage.read_bytes('{settings}').decode())\" > {name}.yaml",
@@ -161,8 +160,3 @@ def _files(report: Report, subject: Subject, evaluation: Evaluation) -> dict[str
         "confusion.svg": confusion_svg(headline.scores.confusion, report.classes).encode(),
         "predictions.parquet": dump_predictions(subject.task, evaluation.rows, evaluation.logits[headline.mode]),
     }
-
-
-def _run_url(subject: Subject) -> str:
-    url = subject.found.url
-    return url.rpartition(f"/{checkpoint.FOLDER}/")[0] or url

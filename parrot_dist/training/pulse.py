@@ -21,7 +21,8 @@ class Beat:
     Attributes:
         host: name of its machine.
         worker: handle of the actor that it runs in.
-        moves: how often it has got on; 0 until it trains, since loading and frozen work take as long as they take.
+        moves: how often it has got on; 0 while it does not train, since loading and frozen work take as long as they
+            take.
         step: the step of the run that it is at.
         where: the line of this package that it is at.
         waits: whether it waits there for other ranks.
@@ -98,9 +99,9 @@ class Heart:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._moves = self._step = 0
 
-    def at(self, step: int) -> None:
-        """The rank gets on, and is at this step of the run."""
-        self._moves, self._step = self._moves + 1, step
+    def at(self, step: int | None) -> None:
+        """The rank gets on, and is at this step of the run; None: it does not train for now."""
+        self._moves, self._step = (0, self._step) if step is None else (self._moves + 1, step)
 
     def __enter__(self) -> Heart:
         self._monitor.forget.remote(self._rank)  # what this rank was before it was lost

@@ -43,5 +43,4 @@ def run_all(
 def room(scale: Scale, workers: int = 1) -> int:
     """How many groups of so many workers the cluster has room for at once; at least one, which may have to wait."""
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    need = {name: each * workers for name, each in resources_of(scale).items()}
-    return max(1, min(int(there.get(name, 0) // amount) for name, amount in need.items()))
+    return max(1, min(int(there.get(name, 0) // need) for name, need in resources_of(scale, workers).items()))

@@ -10,8 +10,7 @@ import ray.train
 import ray.train.torch
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from parrot_dist import config as configuration
-from parrot_dist import storage
+from parrot_dist import configuration, storage
 from parrot_dist.config import Config, Scale
 from parrot_dist.training.worker import train_worker
 
@@ -58,6 +57,6 @@ def build_trainer(config: Config, monitor: Any) -> Trainer:
     )
 
 
-def resources_of(scale: Scale) -> dict[str, float]:
-    """What one worker asks Ray for."""
-    return {"CPU": float(scale.cpus_per_worker)} | ({"GPU": 1.0} if scale.use_gpu else {})
+def resources_of(scale: Scale, workers: int = 1) -> dict[str, float]:
+    """What so many workers ask Ray for, by its names."""
+    return {"CPU": float(workers * scale.cpus_per_worker)} | ({"GPU": float(workers)} if scale.use_gpu else {})

@@ -9,7 +9,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 
-from parrot_dist import config as configuration
+from parrot_dist import configuration
 from parrot_dist.config import Config
 from parrot_dist.errors import Unreachable, UserError
 from parrot_dist.reporting.history import EpochRecord

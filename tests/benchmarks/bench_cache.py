@@ -27,13 +27,14 @@ from parrot_dist.data.audio import SAMPLE_RATE
 from parrot_dist.fusion import row_keys
 from parrot_dist.training.cells import Silent
 from parrot_dist.training.inference import Place, autocast, infer
-from parrot_dist.training.loop import build_optimizer, train_rank
+from parrot_dist.training.loop import train_rank
 from parrot_dist.training.model import build_model
+from parrot_dist.training.optimizer import build_optimizer
 from parrot_dist.training.prefix import open_feeds
 from parrot_dist.training.task import open_task
 from tests.benchmarks.spoken import job, make_material
 
-EPOCHS = 6
+EPOCHS = 12
 
 
 def epoch_seconds(config: Config) -> list[float]:

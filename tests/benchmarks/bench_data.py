@@ -38,7 +38,7 @@ from shards.tar import END, pack
 from tests.benchmarks.peers import cpu_seconds, measure
 
 LANES, BATCH, SHARDS = 16, 32, 8
-WINDOW = 64  # all lanes together hold 1,024 clips, where the peers' buffers hold 1,000 in each data worker
+WINDOW = 128  # all lanes together hold 2,048 clips, where the peers' buffers hold 1,000 in each data worker
 PEERS = {"webdataset": "webdataset 1.0, curl", "streaming": "MosaicML streaming 0.13", "shar": "lhotse Shar 1.33, curl"}
 
 
@@ -160,38 +160,57 @@ def client_costs(url: str) -> dict[str, float]:
         read(spans[0])
         with ThreadPoolExecutor(4) as pool:
             began = time.process_time()
-            count = sum(len(data) for data in pool.map(read, spans))
+            count = sum(pool.map(lambda span, read=read: len(read(span)), spans))
             costs[name] = (time.process_time() - began) / count * 2**30
     return costs
 
 
 class Timed(RankStream[Sample]):
-    """A stream whose data workers leave word of when they began."""
+    """A stream whose data workers leave word of when they began, and of the memory they had by then."""
 
     def __init__(self, folder: str, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
         self.folder = folder
 
     def __iter__(self) -> Iterator[list[Sample | Skipped]]:
-        Path(self.folder, str(os.getpid())).write_text(str(time.time()))
+        facts = json.dumps([time.time(), memory("self")["Pss_Anon"]])
+        Path(self.folder, str(os.getpid())).write_text(facts)
         return super().__iter__()
 
 
-def first_batch_seconds(url: str, workers: int, utterances: int = 100_000) -> float:
-    """From the data workers being up to the first batch, of an index that names the shards over and over."""
+def memory(process: int | str) -> dict[str, float]:
+    """MB of a process by kind; what several share counts in parts that add up to the whole."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
+    return {name: int(size) * 1024 / 1e6 for name, size, _ in (line.replace(":", "").split() for line in lines)}
+
+
+def large_index(url: str, workers: int, utterances: int = 100_000) -> Iterator[str]:
+    """What an index that names the shards over and over takes: seconds until the first batch, and memory."""
     corpus = open_corpus(url)
     n, layout = len(corpus.keys), corpus.layout
     copies = -(-utterances // n)
     shard = np.concatenate([layout.shard + SHARDS * copy for copy in range(copies)])
     large = Layout(shard, np.tile(layout.offset, copies), np.tile(layout.size, copies))
     corpus = Corpus(url, corpus.shards * copies, large, np.tile(corpus.keys, copies), corpus.max_samples)
+    plan = plan_epoch(large, n * copies, window=256)
     with tempfile.TemporaryDirectory() as folder:
-        stream = Timed(folder, corpus, plan_epoch(large, n * copies, window=256), range(LANES))
-        batches = iterate(stream, workers)
+        batches, before = iterate(Timed(folder, corpus, plan, range(LANES)), workers), memory("self")["Pss_Anon"]
         next(batches)
         came = time.time()
+        began = {file.name: json.loads(file.read_text()) for file in Path(folder).iterdir()}
+        yield f"First batch: {came - max(start for start, _ in began.values()):.2f} s after the data workers were up."
+        peaks = np.zeros(3)
+        for step, _ in zip(range(3 * plan.window // plan.lane_rows), batches, strict=False):  # three windows
+            if step % 4:  # looking takes time
+                continue
+            now = [memory("self"), *map(memory, began)]
+            held = [now["Pss_Anon"] - old for now, (_, old) in zip(now[1:], began.values(), strict=True)]
+            shared = sum(process["Pss_Shmem"] for process in now)
+            peaks = np.maximum(peaks, [max(held), shared, now[0]["Pss_Anon"] - before])
         batches.close()  # type: ignore[attr-defined]
-        return came - max(float(file.read_text()) for file in Path(folder).iterdir())
+    window, program = np.mean(large.size) * plan.window / 1e6, np.mean([old for _, old in began.values()])
+    yield f"Peak memory with {LANES} lanes and windows of {window:.1f} MB, beyond the {program:.0f} MB of a program:"
+    yield f"{peaks[0]:.0f} MB in a data worker, {peaks[1]:.0f} MB shared, {peaks[2]:.0f} MB in the training process."
 
 
 def planning(utterances: int = 10_000_000) -> tuple[float, float]:
@@ -206,9 +225,12 @@ def planning(utterances: int = 10_000_000) -> tuple[float, float]:
 def shuffle_quality(order: list[int]) -> tuple[float, float, float]:
     """|rank correlation| with the corpus; mean distance of neighbours, and pairs closer than 80 in a batch, both over
     those of a true permutation.
+
+    The clips of a batch are used at once, so that neighbours are found with those of each batch in a random order.
     """
-    used = np.array(order)
-    ideal = np.random.default_rng(0).permutation(len(used))
+    rng = np.random.default_rng(0)
+    used = np.concatenate([rng.permutation(batch) for batch in np.split(order, range(BATCH, len(order), BATCH))])
+    ideal = rng.permutation(len(used))
 
     def distance(rows: np.ndarray) -> float:
         return float(np.abs(np.diff(rows)).mean())
@@ -264,9 +286,9 @@ def report(name: str, arguments: argparse.Namespace) -> Iterator[str]:
         yield row(title, best, run_peer(arguments.peers, what, url, workers))
     yield row("this one, again", best, ours(url, workers))
     yield row("ceiling, again", best, dict(ceiling(url, workers)))
-    first = first_batch_seconds(url, workers)
-    yield f"\nFirst batch of an index of 100,000: {first:.2f} s after the data workers were up."
-    yield f"Planning an epoch of 10 million: {seconds:.1f} s, peak memory {memory:.2f} GB."
+    yield "\nAn index of 100,000:"
+    yield from large_index(url, workers)
+    yield f"\nPlanning an epoch of 10 million: {seconds:.1f} s, peak memory {memory:.2f} GB."
     costs = client_costs(url)
     yield f"Ranges of 4 MiB, CPU s per GiB: s3fs {costs['s3fs']:.2f}, botocore {costs['botocore']:.2f}."
 
@@ -276,7 +298,7 @@ def main() -> None:
     parser.add_argument("--endpoint", default=os.environ.get("AWS_ENDPOINT_URL"))
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter of an environment with the peers")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--utterances", type=int, default=4000)
+    parser.add_argument("--utterances", type=int, default=12_000)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     lines = []
@@ -285,7 +307,7 @@ def main() -> None:
             print(line, flush=True)
             lines.append(line)
     if arguments.out:
-        arguments.out.write_text("\n".join([f"`python {' '.join(sys.argv)}`\n", *lines, ""]))
+        arguments.out.write_text("\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

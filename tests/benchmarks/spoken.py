@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from parrot_dist import config
+from parrot_dist import configuration
 from parrot_dist.config import Config
 from parrot_dist.local.encoders import write_all
 
@@ -28,7 +28,7 @@ def run(module: str, *arguments: str) -> None:
 
 def job(folder: Path, sources: dict[str, str], *words: str) -> Config:
     """The demo's job on this material, one worker, no block unfrozen."""
-    return config.load(
+    return configuration.load(
         None,
         [
             "name=run",

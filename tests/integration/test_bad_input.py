@@ -8,12 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from s3fs import S3FileSystem
+from safetensors.torch import save_file
+from torch import Tensor
 
 from parrot_dist import storage, train
+from parrot_dist.encoders.weights import read_tensors, ssam_file
+from parrot_dist.local.encoders import write_random_encoders
 from parrot_dist.local.s3 import S3Server
+from parrot_dist.training import checkpoint
 from tests.corpus import write_corpus
-from tests.jobs import Driver, Material, settings
+from tests.jobs import Driver, Material, settings, train_here
 
 Attempt = Callable[..., str]
 
@@ -135,6 +141,56 @@ def test_labels_without_a_class(refused: Attempt) -> None:
 def test_an_encoder_path_without_a_checkpoint(refused: Attempt, bucket_url: str, branch: str, family: str) -> None:
     message = refused(f"encoders.{branch}.source={family}:{bucket_url}/nothing")
     assert f"{bucket_url}/nothing" in message
+
+
+def spoil(branch: str, change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], str]:
+    """Writes an encoder whose tensors were changed below a folder, and gives its source."""
+
+    def write(folder: Path) -> str:
+        source = write_random_encoders(str(folder))[branch]
+        place = source.partition(":")[2]
+        tensors = read_tensors(ssam_file(place, None))
+        change(tensors)
+        save_file(tensors, f"{place}/model.safetensors", {"format": "pt"})
+        return source
+
+    return write
+
+
+def confuse(branch: str, family: str) -> Callable[[Path], str]:
+    """Writes encoders below a folder, and gives the one of `branch` as if it were of the other family."""
+    return lambda folder: f"{family}:{write_random_encoders(str(folder))[branch].partition(':')[2]}"
+
+
+NORM = "encoder.layer_norm.weight"
+ENCODERS = {
+    "mamba, a key too few": ("mamba", spoil("mamba", lambda own: own.pop("cls_token")), "no cls_token"),
+    "mamba, a key too many": ("mamba", spoil("mamba", lambda own: own.update(x=torch.ones(1))), "unknown x"),
+    "mamba, a HuBERT": ("mamba", confuse("attention", "ssam"), "not an Audio-Mamba checkpoint"),
+    "attention, a key too few": ("attention", spoil("attention", lambda own: own.pop(NORM)), f"no {NORM}"),
+    "attention, a key too many": (
+        "attention",
+        spoil("attention", lambda own: own.update({"encoder.x": torch.ones(1)})),
+        "unknown encoder.x",
+    ),
+    "attention, an Audio-Mamba": ("attention", confuse("mamba", "hf"), "looked for config.json"),
+}
+
+
+@pytest.mark.parametrize(("branch", "write", "told"), ENCODERS.values(), ids=ENCODERS.keys())
+def test_a_checkpoint_that_is_not_that_of_the_encoder(
+    refused: Attempt, tmp_path: Path, branch: str, write: Callable[[Path], str], told: str
+) -> None:
+    message = refused(f"encoders.{branch}.source={write(tmp_path)}")
+    assert message.startswith(f"error: encoders.{branch}: ")
+    assert str(tmp_path) in message
+    assert told in message
+
+
+def test_a_training_checkpoint_given_for_an_encoder(refused: Attempt, bucket_url: str, material: Material) -> None:
+    run = train_here(settings(material, f"{bucket_url}/other", "optim.epochs=1"))
+    found = checkpoint.locate(run).url
+    assert "not an Audio-Mamba checkpoint" in refused(f"encoders.mamba.source=ssam:{found}/model.safetensors")
 
 
 def test_fewer_samples_than_one_global_batch(refused: Attempt) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from parrot_dist import config, evaluate, storage
+from parrot_dist import configuration, evaluate, storage
 from parrot_dist.local.s3 import S3Server
 from parrot_dist.reporting.provenance import read_starts
 from parrot_dist.training import checkpoint
@@ -38,7 +38,7 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
 
 def task_of(run: str) -> Task:
-    return open_task(config.loads(storage.read_bytes(f"{checkpoint.locate(run).url}/config.yaml").decode()))
+    return open_task(configuration.loads(storage.read_bytes(f"{checkpoint.locate(run).url}/config.yaml").decode()))
 
 
 def test_everything_is_written_to_the_store_and_to_a_local_folder(

@@ -52,6 +52,7 @@ def test_the_papers_tables_in_miniature(tmp_path: Path, bucket_url: str, ray_clu
         "output": f"{bucket_url}/out",
         "optim": {"batch_size": 8, "epochs": 1},
         "data": {"lanes": 4, "split": {"folds": 2}},
+        "scale": {"cpus_per_worker": 2},  # which makes two processes of the cluster's four logical CPUs
         "grid": {"heads": ["fcn", "parrot"], "encoders": {name: {"source": specs[name]} for name in ("A(T)", "H")}},
     }
     (tmp_path / "common.yaml").write_text(yaml.safe_dump(small))

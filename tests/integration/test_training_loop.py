@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from parrot_dist import config as configuration
+from parrot_dist import configuration
 from parrot_dist.config import Config
 from parrot_dist.local.encoders import write_random_encoders
 from parrot_dist.training import checkpoint
 from parrot_dist.training.inference import Place
 from parrot_dist.training.loop import train_rank
 from parrot_dist.training.model import MODEL_PART, ParrotModel
+from parrot_dist.training.monitor import Stopped
+from parrot_dist.training.snapshot import read_state
 from parrot_dist.training.task import open_task
 from tests.corpus import CLASSES, write_corpus
 from tests.ranks import Listener, distance, train, trained_parameters
@@ -209,6 +212,30 @@ def test_a_loss_that_is_not_finite_can_be_left_out(
     parameters = [found.manifest.files[MODEL_PART]["sha256"] for found in checkpoint.find_all(settings.run_url)]
     assert parameters[1] == parameters[2]
     assert len(set(parameters)) == len(parameters) - 1
+
+
+def test_gradients_too_large_for_fp16_leave_steps_out_and_after_a_resume_the_same_ones(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = ParrotModel.forward
+    monkeypatch.setattr(ParrotModel, "forward", lambda self, *args: 16 * forward(self, *args))
+    words = ("fusion.name=concat", "optim.epochs=1", "checkpoint.every_steps=1", "checkpoint.keep=100")
+    whole, parts = (job(ground, tmp_path / name, *words) for name in ("whole", "parts"))
+    # Only a GPU is offered fp16, but a CPU computes it, and its first gradients are as much too large.
+    whole, parts = (replace(one, optim=replace(one.optim, precision="fp16")) for one in (whole, parts))
+    listener = Listener()
+    train_rank(whole, Place(), listener, lambda record: None)
+    with pytest.raises(Stopped):
+        train_rank(parts, Place(), Listener(stop_at=2), lambda record: None)
+    train_rank(parts, Place(), Listener(), lambda record: None)
+    found = checkpoint.find_all(whole.run_url)
+    parameters = [one.manifest.files[MODEL_PART]["sha256"] for one in found]
+    scales = [read_state(one)["scaler"]["scale"] for one in found]
+    left_out = [now < before for before, now in pairwise(scales)]
+    assert any(left_out[1:])  # after the resume
+    assert [now == before for before, now in pairwise(parameters)] == left_out
+    assert [event["non_finite"] for kind, event in listener.events if kind == "epoch"] == [0]
+    assert [one.manifest.files[MODEL_PART]["sha256"] for one in checkpoint.find_all(parts.run_url)] == parameters
 
 
 def test_a_run_whose_loss_stays_infinite_ends_on_all_ranks_though_it_may_leave_steps_out(

@@ -11,7 +11,7 @@ from tests.slurm.lab import Lab, missing, slurm_lab
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A Slurm cluster of two nodes of two cores."""
+    """A Slurm cluster of two nodes."""
     lacking = missing()
     if lacking:
         pytest.exit(f"the tests of the Slurm launcher cannot run: {lacking}", returncode=1)

@@ -5,37 +5,57 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
-from tests.slurm.lab import GOING_ON, Job, Lab
-from tests.waiting import wait_until
+from tests.slurm.lab import Job, Lab
 
 pytestmark = pytest.mark.timeout(600)
-EPOCHS, STEPS = 4, 24  # long enough to be disturbed
+EPOCHS, STEPS = 3, 18  # long enough to be disturbed twice
+FOLD = 1
+RUNS = "s3://parrot/runs"
+MATERIAL = f"""
+    import json
+    from tests.jobs import settings, write_material
+    print(json.dumps(settings(write_material("s3://parrot/material"), "{RUNS}")))
+"""
+FINGERPRINTS = """
+    import json, sys
+    from tests.jobs import fingerprint
+    print(json.dumps([fingerprint(url) for url in sys.argv[1:]]))
+"""
 
 
 @pytest.fixture(scope="module")
 def words(lab: Lab) -> list[str]:
     """The words of a job on the lab's S3 server, but for its name."""
-    script = """
-        import json
-        from tests.jobs import settings, write_material
-        print(json.dumps(settings(write_material("s3://parrot/material"), "s3://parrot/runs")))
-    """
-    return [*python(lab, script), f"optim.epochs={EPOCHS}", "checkpoint.every_steps=2", "scale.placement=SPREAD"]
+    return [*python(lab, MATERIAL), f"optim.epochs={EPOCHS}", "checkpoint.every_steps=2"]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(lab: Lab, words: list[str]) -> Job:
-    """A job that nothing happens to, in a container that only notes what it runs; submitted, not yet awaited."""
-    container = lab.folder / "container"
-    container.write_text('#!/bin/bash\necho "$(hostname) $*" >> "$0.log"\nexec "$@"\n')
-    container.chmod(0o755)
-    return lab.submit(*words, "name=undisturbed", options=(f"--export=ALL,PARROT_CONTAINER={container}",))
+    """A job on one node that nothing happens to; submitted, not yet awaited."""
+    fold = f"data.split.fold={FOLD}"
+    options = ("--nodelist=n1", "--cpus-per-task=2")
+    return lab.submit(*words, fold, "name=undisturbed", "scale.num_workers=2", options=options)
+
+
+@pytest.fixture(scope="module")
+def disturbed(lab: Lab, words: list[str], undisturbed: Job) -> Job:
+    """A task of an array beside it, on both nodes, in a container that only notes what it runs."""
+    noting = container(lab, "noting", 'echo "$(hostname) $*" >> "$0.log"')
+    options = ("--nodes=2", "--cpus-per-task=2", f"--array={FOLD}", noting)
+    return lab.submit(*words, "name=disturbed", "scale.placement=SPREAD", "scale.cpus_per_worker=1", options=options)
+
+
+def container(lab: Lab, name: str, script: str) -> str:
+    """The option of `sbatch` for a "container" that runs `script` before each command."""
+    file = lab.folder / name
+    file.write_text(f'#!/bin/bash\n{script}\nexec "$@"\n')
+    file.chmod(0o755)
+    return f"--export=ALL,PARROT_CONTAINER={file}"
 
 
 def python(lab: Lab, script: str, *arguments: str) -> list:
@@ -43,75 +63,81 @@ def python(lab: Lab, script: str, *arguments: str) -> list:
     return json.loads(lab.run(sys.executable, "-c", dedent(script), *arguments).splitlines()[-1])
 
 
-def fingerprint(lab: Lab, name: str) -> list:
-    """Step and digest of the parameters of a run's newest checkpoint."""
-    script = """
-        import json, sys
-        from tests.jobs import fingerprint
-        print(json.dumps(fingerprint(sys.argv[1])))
-    """
-    return python(lab, script, f"s3://parrot/runs/{name}")
+def scratch_of(job: Job) -> list[Path]:
+    """The folders of a job's Ray nodes: the nodes of the lab have one /tmp."""
+    return list(Path("/tmp").glob(f"ray-{job.number}-*"))
 
 
-def wait_for(job: Job, condition: Callable[[], bool]) -> None:
-    """Wait for something to be said of a job that has not ended."""
-    wait_until(lambda: condition() or job.state not in GOING_ON, timeout_s=500)
-    assert condition(), job.output
+@pytest.mark.parametrize(
+    ("word", "option", "said"),
+    [
+        ("optim.epoch=3", "--array=1", "did you mean optim.epochs?"),
+        ("seed=1", "--array=7", "data.split.fold: must be below data.split.folds"),
+        ("seed=1", "--export=ALL,PARROT_PROGRAM=trian", "PARROT_PROGRAM=trian: must be one of train, "),
+    ],
+)
+def test_a_mistake_is_the_exit_code_of_the_job(lab: Lab, words: list[str], word: str, option: str, said: str) -> None:
+    job = lab.submit(*words, word, options=(option,))
+    assert job.wait_for_end() == ("FAILED", "2:0")
+    assert said in job.output
 
 
-def wait_for_end(job: Job) -> None:
-    """Wait for a job to end, and well."""
-    wait_until(lambda: job.state not in GOING_ON, timeout_s=500)
-    assert (job.state, job.facts["ExitCode"]) == ("COMPLETED", "0:0"), job.output
+def test_a_ray_node_that_does_not_start_fails_the_job_and_is_heard(lab: Lab, words: list[str]) -> None:
+    job = lab.submit(*words, options=(container(lab, "broken", '[[ $* != *"ray start"* ]] || { echo full; exit 3; }'),))
+    assert job.wait_for_end() == ("FAILED", "1:0")
+    assert re.search(r"full\n(?s:.*)exit code 3\n(?s:.*)error: a Ray node has ended", job.output)
 
 
-def test_a_mistake_in_the_settings_is_the_exit_code_of_the_job(lab: Lab, words: list[str]) -> None:
-    job = lab.submit(*words, "name=mistaken", "optim.epoch=3")
-    wait_until(lambda: job.state not in GOING_ON)
-    assert (job.state, job.facts["ExitCode"]) == ("FAILED", "2:0")
-    assert "did you mean optim.epochs?" in job.output
-    job = lab.submit(*words, "name=mistaken", options=("--array=7",))
-    wait_until(lambda: job.state not in GOING_ON)
-    assert (job.state, job.facts["ExitCode"]) == ("FAILED", "2:0")
-    assert "data.split.fold: must be below data.split.folds" in job.output
+def test_a_job_that_is_stopped_before_it_has_begun_leaves_nothing(lab: Lab, words: list[str]) -> None:
+    job = lab.submit(*words)
+    job.wait_for(lambda: any(folder.name == "sockets" for one in scratch_of(job) for folder in one.glob("session_*/*")))
+    job.scancel("--batch", "--signal=TERM")
+    assert job.wait_for_end() == ("FAILED", "143:0")
+    assert not scratch_of(job)
 
 
-def test_a_job_near_its_time_limit_saves_and_goes_on_exactly_and_leaves_its_neighbour_alone(
-    lab: Lab, words: list[str], undisturbed: Job
+def test_a_job_on_one_node_listens_on_loopback_at_ports_from_its_number(undisturbed: Job, disturbed: Job) -> None:
+    undisturbed.wait_for(lambda: f"epoch 1/{EPOCHS}  step" in undisturbed.output)
+    assert disturbed.state == "RUNNING"
+    listeners = undisturbed.listeners()
+    assert any(address.endswith(f":{10000 + int(undisturbed.number) % 10000 * 2}") for address, _ in listeners)
+    elsewhere = [name for address, name in listeners if "127.0.0.1" not in address]
+    # torch's rendezvous of rank 0 cannot be told where to listen.
+    assert sorted({name for name in elsewhere if name != "srun"}) == ["ray::RayTrainWo"]
+    assert elsewhere.count("ray::RayTrainWo") == 1
+
+
+def test_a_job_near_its_time_limit_and_on_a_node_that_loses_power_goes_on_exactly(
+    lab: Lab, undisturbed: Job, disturbed: Job
 ) -> None:
-    job = lab.submit(*words, "name=signalled")
-    wait_for(job, lambda: f"epoch 1/{EPOCHS}  step" in job.output)
-    assert undisturbed.facts["NodeList"] == job.facts["NodeList"] == "n[1-2]"
-    assert undisturbed.state == "RUNNING"
-    job.scancel("--batch", "--signal=USR1")  # what --signal=B:USR1@120 does
-    wait_for(job, lambda: job.facts["Restarts"] == "1")
-    assert re.search(r"stopped; the same command goes on from \S+/step-\d+\n", job.output)
-    wait_for_end(job)
-    assert re.search(r"going on from step [1-9]", job.output)
-    wait_for_end(undisturbed)
-    assert undisturbed.facts["Restarts"] == "0"
-    assert fingerprint(lab, "signalled") == fingerprint(lab, "undisturbed")
+    disturbed.wait_for(lambda: f"epoch 1/{EPOCHS}  step" in disturbed.output)
+    assert disturbed.nodes_of_workers() == ["n1", "n2"]  # though there is room for both on one
+    disturbed.scancel("--batch", "--signal=USR1")  # what --signal=B:USR1@120 does
+    disturbed.wait_for(lambda: disturbed.facts["Restarts"] == "1")
+    assert re.search(r"stopped; the same command goes on from \S+/step-\d+\n", disturbed.output)
+    disturbed.wait_for(lambda: f"epoch 2/{EPOCHS}  step" in disturbed.output.partition("going on from")[2])
+    lab.crash("n2")
+    disturbed.wait_for(lambda: disturbed.facts["Restarts"] == "2" and disturbed.state == "PENDING")
+    lab.boot("n2")
+    assert disturbed.wait_for_end() == ("COMPLETED", "0:0"), disturbed.output
+    first, second = map(int, re.findall(r"going on from step (\d+)", disturbed.output))
+    assert 0 < first <= second < STEPS
+    assert undisturbed.wait_for_end() == ("COMPLETED", "0:0")
+    one, other = python(lab, FINGERPRINTS, f"{RUNS}/undisturbed", f"{RUNS}/disturbed-fold{FOLD}")
+    assert one == other
+    assert one[0] == STEPS
 
 
-def test_a_job_ends_with_the_place_of_its_checkpoint(lab: Lab, undisturbed: Job) -> None:
-    wait_for_end(undisturbed)
+def test_a_job_beside_another_ends_with_the_place_of_its_checkpoint(undisturbed: Job) -> None:
+    assert undisturbed.wait_for_end() == ("COMPLETED", "0:0"), undisturbed.output
+    assert (undisturbed.facts["NodeList"], undisturbed.facts["Restarts"]) == ("n1", "0")
     assert "starting on 2 workers" in undisturbed.output
-    assert f"newest checkpoint: s3://parrot/runs/undisturbed/checkpoints/step-{STEPS:08d}\n" in undisturbed.output
-    assert not list(Path("/tmp").glob(f"ray-{undisturbed.number}-*"))
-    contained = (lab.folder / "container.log").read_text()
+    assert f"newest checkpoint: {RUNS}/undisturbed/checkpoints/step-{STEPS:08d}\n" in undisturbed.output
+    assert not scratch_of(undisturbed)
+
+
+def test_everything_runs_in_the_container(lab: Lab, disturbed: Job) -> None:
+    disturbed.wait_for_end()
+    contained = (lab.folder / "noting.log").read_text()
     for process in ("n1 .* ray start .*--head", "n2 .* ray start .*--address", "n1 python -m parrot_dist.train "):
         assert re.search(process, contained)
-
-
-def test_a_job_whose_node_loses_power_in_mid_epoch_goes_on_exactly(
-    lab: Lab, words: list[str], undisturbed: Job
-) -> None:
-    job = lab.submit(*words, "name=cut")
-    wait_for(job, lambda: f"epoch 2/{EPOCHS}  step" in job.output)
-    lab.crash("n2")
-    wait_for(job, lambda: job.facts["Restarts"] == "1" and job.state == "PENDING")
-    lab.boot("n2")
-    wait_for_end(job)
-    assert re.search(r"going on from step [1-9]", job.output)
-    wait_for_end(undisturbed)
-    assert fingerprint(lab, "cut") == fingerprint(lab, "undisturbed")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from parrot_dist import config
+from parrot_dist import configuration
 from parrot_dist.local.encoders import write_random_encoders
 from parrot_dist.reporting.metrics import score
 from parrot_dist.training import checkpoint
@@ -22,7 +22,7 @@ from tests.corpus import CLASSES, write_corpus
 
 def test_a_cell_gives_what_a_run_gives(tmp_path: Path) -> None:
     sources = write_random_encoders(str(tmp_path / "encoders"))
-    settings = config.load(
+    settings = configuration.load(
         None,
         [
             *("name=run", f"output={tmp_path}", f"data.classes=[{','.join(CLASSES)}]", "data.split.folds=4"),

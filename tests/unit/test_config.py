@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from parrot_dist import config
+from parrot_dist import configuration
+from parrot_dist.config import schema_keys
 from parrot_dist.errors import UserError
 
 MINIMAL = [
@@ -28,12 +29,12 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def faults(*words: str) -> str:
     with pytest.raises(UserError) as caught:
-        config.load(None, [*MINIMAL, *words])
+        configuration.load(None, [*MINIMAL, *words])
     return str(caught.value)
 
 
 def test_defaults_are_the_papers() -> None:
-    settings = config.load(None, MINIMAL)
+    settings = configuration.load(None, MINIMAL)
     assert (settings.fusion.epsilon, settings.fusion.iterations, settings.fusion.dropout) == (0.05, 50, 0.3)
     assert (settings.optim.batch_size, settings.optim.lr, settings.optim.epochs) == (32, 1e-3, 50)
 
@@ -46,7 +47,7 @@ def test_words_win_over_the_file_and_the_file_over_the_environment(
     monkeypatch.setenv("PARROT_OUTPUT", "/from-environment")
     monkeypatch.setenv("PARROT_SHARDS", "/shards-from-environment")
     words = [word for word in MINIMAL if not word.startswith(("output", "data.shards"))]
-    settings = config.load(str(file), [*words, "optim.lr=0.25"])
+    settings = configuration.load(str(file), [*words, "optim.lr=0.25"])
     assert (settings.output, settings.data.shards) == ("/from-file", "/shards-from-environment")
     assert (settings.optim.epochs, settings.optim.lr) == (3, 0.25)
 
@@ -55,18 +56,18 @@ def test_a_prepared_cluster_needs_no_words(tmp_path: Path, monkeypatch: pytest.M
     file = tmp_path / "job.yaml"
     file.write_text("name: named\n" + "data: {classes: [anger, joy]}\n")
     monkeypatch.setenv("PARROT_CONFIG", f"file://{file}")
-    settings = config.load(None, [word for word in MINIMAL if not word.startswith(("name", "data.classes"))])
+    settings = configuration.load(None, [word for word in MINIMAL if not word.startswith(("name", "data.classes"))])
     assert (settings.name, settings.data.classes) == ("named", ["anger", "joy"])
-    assert config.load(None, MINIMAL).name == "test"
+    assert configuration.load(None, MINIMAL).name == "test"
     monkeypatch.setenv("PARROT_CONFIG", f"file://{tmp_path}/absent.yaml")
     with pytest.raises(UserError, match=r"absent\.yaml: there is no such file"):
-        config.load(None, MINIMAL)
+        configuration.load(None, MINIMAL)
 
 
 def test_a_range_of_workers_is_a_maximum_and_a_minimum() -> None:
-    scale = config.load(None, [*MINIMAL, "scale.num_workers=[1,4]"]).scale
+    scale = configuration.load(None, [*MINIMAL, "scale.num_workers=[1,4]"]).scale
     assert (scale.min_workers, scale.num_workers) == (1, 4)
-    assert config.load(None, MINIMAL).scale.min_workers == 0
+    assert configuration.load(None, MINIMAL).scale.min_workers == 0
     assert "scale.min_workers: must be at most scale.num_workers" in faults("scale.num_workers=[4,2]")
     assert "scale.num_workers: Value '[1, 2, 3]'" in faults("scale.num_workers=[1,2,3]")
 
@@ -102,7 +103,7 @@ def test_contradictions(word: str, complaint: str) -> None:
 
 def test_what_is_missing_is_named_with_its_environment_variable() -> None:
     with pytest.raises(UserError) as caught:
-        config.load(None, [])
+        configuration.load(None, [])
     assert "output: must be given (or PARROT_OUTPUT)" in str(caught.value)
     assert "encoders.mamba.source: must be given" in str(caught.value)
 
@@ -118,25 +119,25 @@ def test_unreadable_files(tmp_path: Path) -> None:
         ("other.yaml", "cannot be used"),
     ):
         with pytest.raises(UserError, match=complaint):
-            config.load(str(tmp_path / name), [])
+            configuration.load(str(tmp_path / name), [])
 
 
 def test_a_configuration_survives_its_file() -> None:
-    settings = config.load(None, [*MINIMAL, "name=run-${fusion.name}", "fusion.name=ot"])
+    settings = configuration.load(None, [*MINIMAL, "name=run-${fusion.name}", "fusion.name=ot"])
     assert settings.name == "run-ot"
-    assert config.loads(config.dumps(settings)) == settings
+    assert configuration.loads(configuration.dumps(settings)) == settings
 
 
 def test_a_run_may_go_on_elsewhere_and_longer_but_not_otherwise() -> None:
-    old = config.load(None, MINIMAL)
-    longer = config.load(None, [*MINIMAL, "scale.num_workers=4", "optim.epochs=60", "data.workers=2"])
-    assert config.differences(old, longer) == []
-    other = config.load(None, [*MINIMAL, "optim.lr=0.5", "fusion.name=ot"])
-    assert config.differences(old, other) == ["fusion.name: parrot -> ot", "optim.lr: 0.001 -> 0.5"]
+    old = configuration.load(None, MINIMAL)
+    longer = configuration.load(None, [*MINIMAL, "scale.num_workers=4", "optim.epochs=60", "data.workers=2"])
+    assert configuration.differences(old, longer) == []
+    other = configuration.load(None, [*MINIMAL, "optim.lr=0.5", "fusion.name=ot"])
+    assert configuration.differences(old, other) == ["fusion.name: parrot -> ot", "optim.lr: 0.001 -> 0.5"]
 
 
 def test_every_setting_is_in_the_list_of_keys() -> None:
-    assert {"name", "data.split.fold", "encoders.attention.unfreeze", "checkpoint.keep"} <= set(config.schema_keys())
+    assert {"name", "data.split.fold", "encoders.attention.unfreeze", "checkpoint.keep"} <= set(schema_keys())
 
 
 def test_local_places_are_absolute_since_ray_changes_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +145,7 @@ def test_local_places_are_absolute_since_ray_changes_folders(tmp_path: Path, mon
     (tmp_path / "model").mkdir()
     words = ["output=runs", "data.shards=s3://bucket/shards", "data.cache=cache"]
     sources = ["encoders.mamba.source=ssam:model", "encoders.attention.source=hf:microsoft/wavlm-base"]
-    settings = config.load(None, [*MINIMAL, *words, *sources])
+    settings = configuration.load(None, [*MINIMAL, *words, *sources])
     assert settings.output == str(tmp_path / "runs")
     assert (settings.data.shards, settings.cache_url) == ("s3://bucket/shards", str(tmp_path / "cache"))
     assert settings.encoders.mamba.source == f"ssam:{tmp_path / 'model'}"

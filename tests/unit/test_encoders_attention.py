@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import (
     HubertConfig,
@@ -97,6 +98,15 @@ def test_an_embedding_does_not_depend_on_its_batch(folders, family, norm):
     together = encoder.embed(audio)
     assert ((together - alone).norm(dim=1) / alone.norm(dim=1)).max() < 1e-5
     assert (together[0] - together[2]).norm() > 1e-3  # the encoder does tell them apart
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_is_pytorchs_fused_one(folders, family, monkeypatch):
+    calls = []
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **b: calls.append(1) or fused(*a, **b))
+    load_encoder(f"hf:{folders[family, 'layer']}").embed(noise(0.3, 0.5))
+    assert len(calls) == SMALL["num_hidden_layers"]
 
 
 @pytest.mark.parametrize(("family", "norm"), EVERY)

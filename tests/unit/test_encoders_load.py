@@ -11,6 +11,9 @@ from parrot_dist.encoders import load_encoder
 from parrot_dist.encoders.weights import digest
 from parrot_dist.errors import UserError
 from parrot_dist.local.encoders import write_random_encoders
+from tests.hub import fetched, offline
+
+OLD, NEW = 40 * "a", 40 * "b"
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +36,20 @@ def test_a_place_without_an_encoder_is_named_with_what_was_looked_for(spec, tmp_
 
 @pytest.mark.parametrize("family", ["ssam", "hf"])
 def test_a_hub_id_that_cannot_be_had_is_named(family, monkeypatch, tmp_path):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    offline(tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"some/model: .*Hugging Face Hub"):
         load_encoder(f"{family}:some/model")
+
+
+@pytest.mark.parametrize(("branch", "family"), [("mamba", "ssam"), ("attention", "hf")])
+def test_a_hub_id_is_read_at_its_revision_without_the_hub(specs, tmp_path, monkeypatch, branch, family):
+    newer = write_random_encoders(str(tmp_path / "newer"), seed=1)
+    both = {OLD: specs[branch].partition(":")[2], NEW: newer[branch].partition(":")[2]}
+    fetched(offline(tmp_path, monkeypatch), "me/encoder", NEW, both)
+    new, old = load_encoder(f"{family}:me/encoder"), load_encoder(f"{family}:me/encoder", revision=OLD)
+    assert (new.digest, new.revision) == (load_encoder(newer[branch]).digest, NEW)
+    assert (old.digest, old.revision) == (load_encoder(specs[branch]).digest, OLD)
+    assert load_encoder(specs[branch]).revision == ""
 
 
 def test_a_revision_goes_with_the_hub_only(specs):

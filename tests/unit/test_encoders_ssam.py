@@ -76,6 +76,17 @@ def test_kept_steps_are_those_of_the_released_rule(frames):
     assert encoder._kept(frames) == 50 * (frames + pad) // 200 - int(50 * pad / 200)
 
 
+@pytest.mark.parametrize(("width", "dim"), [(192, 960), (384, 1920), (768, 3840)])
+def test_every_published_size_is_read_from_the_weights(width, dim):
+    """Tiny, small and base, with one of their blocks."""
+    torch.manual_seed(0)
+    weights = SsamEncoder(Shape(width, 1, 3 * width, 24, width // 16, 4, 4, 16, 250), "released", "", "").state_dict()
+    encoder = SsamEncoder.from_weights(weights, "released", "", "")
+    assert encoder.dim == dim
+    frames, lengths = encoder.frames(noise(8000))
+    assert frames.shape == (1, int(lengths[0]), dim)
+
+
 def test_true_frequency_order_holds_the_same_tokens(mini):
     audio = noise(16000 * 2 - 160)  # one whole piece, so that every token is kept
     frequency = load_encoder(f"ssam:{MINI}", readout="frequency")

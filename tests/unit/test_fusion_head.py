@@ -172,15 +172,15 @@ def test_embeddings_too_small_to_pool_twice_are_refused():
     [
         ("parot", {}, "did you mean parrot"),
         ("xyz", {}, "hadamard"),
-        ("parrot", {"epsilom": 0.1}, "'epsilon'"),
+        ("parrot", {"epsilom": 0.1}, "did you mean epsilon"),
         ("parrot", {"epsilon": 0}, "fusion.epsilon"),
         ("parrot", {"iterations": 0}, "fusion.iterations"),
         ("parrot", {"dropout": 1.0}, "fusion.dropout"),
-        ("parrot", {"cost": "eucledian"}, "'euclidean'"),
-        ("parrot", {"transport_scope": "globl"}, "'global'"),
-        ("parrot", {"plan_gradient": "envelop"}, "'envelope'"),
-        ("parrot", {"over": "frame"}, "'frames'"),
-        ("cnn", {"branch": "atention"}, "'attention'"),
+        ("parrot", {"cost": "eucledian"}, "one of euclidean"),
+        ("parrot", {"transport_scope": "globl"}, "one of global"),
+        ("parrot", {"plan_gradient": "envelop"}, "one of none, envelope"),
+        ("parrot", {"over": "frame"}, "one of batch, frames"),
+        ("cnn", {"branch": "atention"}, "one of mamba, attention"),
     ],
 )
 def test_a_users_mistake_is_named_with_the_way_out(name, settings, message):

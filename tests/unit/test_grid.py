@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parrot_dist import config, grid, papertable
+from parrot_dist import configuration, grid, papertable
 from parrot_dist.config import Branch
 from parrot_dist.errors import UserError
 from parrot_dist.grid import Cell, Experiment, Grid, cells_of, config_of
@@ -26,7 +26,7 @@ grid:
 CORPUS = "name: one\ndata: {shards: /tmp/one, classes: [a, b]}\n"
 
 
-ANY = config.load(
+ANY = configuration.load(
     None,
     [
         *("name=x", "output=/tmp/out", "data.shards=/tmp/one", "data.classes=[a,b]"),

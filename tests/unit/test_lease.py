@@ -72,6 +72,13 @@ def test_a_driver_that_was_taken_for_dead_hears_of_it(tmp_path: Path) -> None:
     assert "is being trained by process 7 on node-9, started 2026-01-02 03:04:05 UTC" in str(held.lost)
 
 
+def test_what_another_driver_is_just_writing_is_no_lease(tmp_path: Path) -> None:
+    (tmp_path / "driver").mkdir()
+    (tmp_path / "driver" / ".00000003.json.0123456789abcdef").write_text("{")
+    with hold(str(tmp_path), silent):
+        assert (tmp_path / "driver" / "00000000.json").exists()
+
+
 @pytest.mark.parametrize("kind", ["file", "s3"])
 def test_of_several_drivers_at_once_one_wins(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     run = request.getfixturevalue("bucket_url") if kind == "s3" else str(tmp_path)

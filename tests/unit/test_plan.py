@@ -34,7 +34,7 @@ def layouts(draw: st.DrawFn) -> tuple[Layout, np.ndarray]:
 
 
 @st.composite
-def plans(draw: st.DrawFn, drop_last: bool = False) -> tuple[EpochPlan, np.ndarray]:
+def plans(draw: st.DrawFn, drop_last: bool = False, balanced: bool = False) -> tuple[EpochPlan, np.ndarray]:
     """An epoch over random samples, with bucketing or without."""
     layout, rows = draw(layouts())
     lanes = draw(st.integers(1, 16))
@@ -48,6 +48,7 @@ def plans(draw: st.DrawFn, drop_last: bool = False) -> tuple[EpochPlan, np.ndarr
         window=draw(st.integers(1, 64)),
         drop_last=drop_last,
         lengths=layout.size if draw(st.booleans()) else None,
+        labels=np.arange(len(layout.size)) ** 2 % 3 if balanced else None,
     )
     return plan, rows
 
@@ -69,7 +70,7 @@ def test_dropping_the_last_batch_leaves_full_batches_of_different_samples(case: 
     assert len(rows) - len(used) < plan.batch_size + plan.lanes
 
 
-@given(plans(), st.integers(1, 16), st.integers(1, 4), st.integers(0, 10_000))
+@given(st.one_of(plans(), plans(balanced=True)), st.integers(1, 16), st.integers(1, 4), st.integers(0, 10_000))
 def test_ranks_and_their_data_workers_together_see_the_global_batch_in_order_from_any_step(
     case: tuple[EpochPlan, np.ndarray], world: int, workers: int, start: int
 ) -> None:

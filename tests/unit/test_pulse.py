@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
-from parrot_dist.training.pulse import Beat, Pulse, feel, standpoint, suspects
+import pytest
+
+from parrot_dist.training.pulse import Beat, Heart, Pulse, feel, standpoint, suspects
 
 
 def beat(rank: int, moves: int, waits: bool = False) -> Beat:
@@ -50,3 +53,22 @@ def test_the_name_of_the_line_is_what_a_person_looks_for() -> None:
     assert where.startswith("parrot_dist.training.pulse.")
     assert ", line " in where
     assert not waits
+
+
+def test_a_rank_that_leaves_training_for_a_while_counts_as_one_that_has_not_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    beats: list[Beat] = []
+
+    def take(beat: Beat) -> None:
+        beats.append(beat)
+        heart._over.set()
+
+    context = SimpleNamespace(current_actor=None)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+    heart = Heart(SimpleNamespace(beat=SimpleNamespace(remote=take)), rank=0, hang_seconds=1e-3)
+    for step in (5, 6, None, 7):
+        heart.at(step)
+        heart._over.clear()
+        heart._run()
+    assert [(beat.moves, beat.step) for beat in beats] == [(1, 5), (2, 6), (0, 6), (1, 7)]

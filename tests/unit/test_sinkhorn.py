@@ -260,10 +260,26 @@ def test_near_rows_keep_their_distance():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("kind", PLAN_GRADIENTS)
 @pytest.mark.parametrize("epsilon", [0.0005, 0.005, 0.05])
-def test_a_gpu_finds_the_plan_that_the_cpu_finds(epsilon, kind):
-    C = torch.from_numpy(costs(40, 30, seed=10))
+@pytest.mark.parametrize("size", [(40, 30), (128, 128), (150, 130)])  # in one launch up to 128 x 128 in float32
+def test_a_gpu_finds_the_plan_that_the_cpu_finds(size, epsilon, kind):
+    C = torch.from_numpy(costs(*size, seed=10))
     here, there = (sinkhorn(C.to(device), epsilon, 50, bound=1.0, gradient=kind) for device in ("cpu", "cuda"))
     torch.testing.assert_close(there.plan.cpu(), here.plan, rtol=1e-4, atol=1e-9)
+    for found, expected in zip(there[1:], here[1:], strict=True):
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_solves_padded_problems_together():
+    C = torch.rand(3, 60, 50, generator=torch.Generator().manual_seed(0))
+    there = (
+        torch.arange(60) < torch.tensor([[60], [1], [17]]),
+        torch.arange(50) < torch.tensor([[50], [3], [20]]),
+    )
+    here = sinkhorn(C, 0.05, 50, bound=1.0, there=there)
+    found = sinkhorn(C.cuda(), 0.05, 50, bound=1.0, there=(there[0].cuda(), there[1].cuda()))
+    torch.testing.assert_close([part.cpu() for part in found], list(here), rtol=1e-4, atol=1e-6)
 
 
 def test_an_unknown_cost_is_refused():

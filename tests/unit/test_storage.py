@@ -30,6 +30,14 @@ def test_a_range_beyond_the_end_is_an_error_and_not_less(tmp_path: Path) -> None
         storage.read_bytes(url, 8, 12)
 
 
+def test_only_what_is_not_there_is_found_to_be_nothing(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "object"), b"12")
+    assert storage.find_bytes(str(tmp_path / "object")) == b"12"
+    assert storage.find_bytes(str(tmp_path / "none")) is None
+    with pytest.raises(UserError, match="a file is where a folder should be"):
+        storage.find_bytes(str(tmp_path / "object" / "below"))
+
+
 def test_listing_names_sizes_below_a_place(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "a" / "b"), b"12")
     storage.write_bytes(f"file://{tmp_path}/c", b"1")

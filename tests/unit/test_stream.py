@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from parrot_dist import storage
 from parrot_dist.data.augmentation import Augmentation
 from parrot_dist.data.index import read_index
-from parrot_dist.data.plan import EpochPlan, rank_lanes, shuffled_epoch
-from parrot_dist.data.stream import Corpus, RankStream, Skipped, Utterance, iterate
+from parrot_dist.data.plan import EpochPlan, Layout, rank_lanes, shuffled_epoch
+from parrot_dist.data.stream import PREFETCH, Corpus, RankStream, Skipped, Utterance, _Parcels, iterate
+from parrot_dist.errors import UserError
 from tests.corpus import write_corpus
 
 SPEAKERS, CLIPS = 4, 12
@@ -106,14 +113,44 @@ def test_a_cut_shard_stops_the_stream(corpus: Corpus) -> None:
 
 
 def test_a_stream_travels_to_a_process_and_opens_nothing_before(corpus: Corpus) -> None:
-    stream = pickle.loads(pickle.dumps(RankStream(corpus, make_plan(corpus), range(4))))
+    with patch("parrot_dist.storage.filesystem") as filesystem, patch("parrot_dist.s3client.client") as client:
+        stream = pickle.loads(pickle.dumps(RankStream(corpus, make_plan(corpus), range(4))))
+    assert filesystem.mock_calls == client.mock_calls == []
     assert batches(stream) == [make_plan(corpus).global_batch(step).tolist() for step in range(stream.plan.steps)]
 
 
 def test_data_workers_change_nothing(corpus: Corpus) -> None:
     change = Augmentation(seed=1, epoch=0, noise=0.1, gain_db=3, speed=0.1)
-    stream = RankStream(corpus, make_plan(corpus), range(1, 4), 1, change)
+    plan = replace(make_plan(corpus), batch_size=4)
+    assert plan.steps > 2 * (PREFETCH + 1)  # shared memory is used again
+    stream = RankStream(corpus, plan, range(1, 4), 1, change)
     assert heard(stream, workers=2) == heard(stream)
+
+
+@pytest.mark.parametrize("failure", [UserError("refused"), OSError("cut")])
+def test_a_data_worker_that_failed_never_ends(failure: Exception) -> None:
+    """A loader gives the turns of one that ended to the others, whose shared memory is then used again too soon."""
+
+    def steps() -> Iterator[list[Utterance]]:
+        yield [Utterance(0, np.ones(3, np.float32))]
+        raise failure
+
+    parcels = iter(_Parcels(steps()))  # type: ignore[arg-type]
+
+    def following() -> object:
+        try:
+            return next(parcels)
+        except OSError as raised:
+            return raised
+
+    assert [following() for _ in range(4)][1:] == [failure] * 3
+
+
+def test_data_workers_are_not_forked_from_a_process_with_clients() -> None:
+    layout = Layout(*np.zeros((3, 1), np.int64))
+    plan = shuffled_epoch(layout, [0], seed=0, epoch=0, lanes=1, batch_size=1, window=1, drop_last=False)
+    ((parent,),) = iterate(RankStream(Parents(layout), plan, range(1)), workers=1)
+    assert int(parent.reason) not in (os.getpid(), os.getppid())
 
 
 def test_no_rows_are_no_bytes(corpus: Corpus) -> None:
@@ -172,3 +209,64 @@ def test_the_first_step_does_not_wait_for_a_whole_window(corpus: Corpus, monkeyp
     pieces.clear()
     list(RankStream(corpus, plan, range(1), start=3))
     assert pieces == [1, 36, 8]
+
+
+class Held(bytes):
+    """Bytes that are counted as long as anything holds them."""
+
+    now = 0
+
+    def __new__(cls, size: int) -> Held:
+        cls.now += size
+        return super().__new__(cls, size)
+
+    def __del__(self) -> None:
+        Held.now -= len(self)
+
+
+@dataclass(frozen=True)
+class Heap:
+    """A source whose samples take memory and nothing else."""
+
+    layout: Layout
+    read_ahead = None
+    in_memory = False
+
+    def read(self, rows: np.ndarray) -> dict[int, bytes]:
+        return {row: Held(int(self.layout.size[row])) for row in rows.tolist()}
+
+    def decode(self, row: int, data: bytes) -> Utterance:
+        return Utterance(row, np.zeros(1, np.float32))
+
+
+class Parents(Heap):
+    """A source that tells which process started its own."""
+
+    def decode(self, row: int, data: bytes) -> Skipped:
+        return Skipped(row, "", str(os.getppid()))
+
+
+@given(st.data())
+def test_a_lane_holds_two_windows_at_most(data: st.DataObject) -> None:
+    bound, rng = 4_000, np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    n, lanes, rows_of_lane = data.draw(st.tuples(st.integers(1, 300), st.integers(1, 6), st.integers(1, 4)))
+    size = rng.integers(1, data.draw(st.sampled_from([10, 200, 3_000])), n)
+    layout = Layout(np.zeros(n, np.int64), np.cumsum(size) - size, size)
+    with patch("parrot_dist.data.plan.WINDOW_BYTES", bound):
+        plan = shuffled_epoch(
+            layout,
+            np.arange(n),
+            seed=0,
+            epoch=0,
+            lanes=lanes,
+            batch_size=lanes * rows_of_lane,
+            window=data.draw(st.integers(1, 64)),
+            drop_last=False,
+            lengths=data.draw(st.sampled_from([None, size])),
+            labels=data.draw(st.sampled_from([None, np.arange(n) % 7 % 3])),
+        )
+    start = data.draw(st.integers(0, plan.steps))
+    most = 2 * lanes * max(bound, rows_of_lane * size.max())
+    for _ in RankStream(Heap(layout), plan, range(lanes), start):
+        assert Held.now <= most
+    assert Held.now == 0

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from parrot_dist import config
+from parrot_dist import configuration
 from parrot_dist.config import Config
 from parrot_dist.errors import UserError
 from parrot_dist.reporting import tracking
@@ -36,7 +36,7 @@ def job(folder: Path, *trackers: str) -> Config:
         "encoders.attention.source=hf:b",
         f"tracking=[{','.join(trackers)}]",
     ]
-    return config.load(None, words)
+    return configuration.load(None, words)
 
 
 def run(tracker: Tracking, start: int, end: int, saved: set[int], quick: bool = False) -> None:

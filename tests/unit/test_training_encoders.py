@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 
-from parrot_dist import config as configuration
+from parrot_dist import Predictor, configuration
 from parrot_dist.config import Config
+from parrot_dist.errors import UserError
 from parrot_dist.local.encoders import write_random_encoders
-from parrot_dist.training.inference import autocast
-from parrot_dist.training.loop import build_optimizer
-from parrot_dist.training.model import Inputs, ParrotModel, build_model
+from parrot_dist.training.inference import Place, autocast
+from parrot_dist.training.loop import wrap
+from parrot_dist.training.model import Inputs, ParrotModel, build_model, dump_trained, load_trained
+from parrot_dist.training.optimizer import build_optimizer
+from tests import jobs
 from tests.corpus import tone
+from tests.hub import fetched, offline
+from tests.jobs import Material, fingerprint, train_here
 
 
 @pytest.fixture(scope="module")
@@ -36,26 +43,36 @@ def batches(steps: int) -> Iterator[tuple[Inputs, torch.Tensor]]:
         yield {"mamba": list(waves), "attention": list(waves)}, labels
 
 
-def losses(model: ParrotModel, settings: Config, steps: int) -> torch.Tensor:
-    model.train()
+def losses(settings: Config, steps: int, device: torch.device) -> torch.Tensor:
+    model = build_model(settings).to(device).train()
     optimizer, found = build_optimizer(model, settings), []
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.optim.precision == "fp16")
     for inputs, labels in batches(steps):
-        with autocast(settings.optim.precision, torch.device("cpu")):
-            loss = F.cross_entropy(model(inputs, torch.arange(len(labels))), labels)
+        with autocast(settings.optim.precision, device):
+            loss = F.cross_entropy(model(inputs, torch.arange(len(labels), device=device)), labels.to(device))
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         found.append(loss.item())
     return torch.tensor(found)
 
 
-def test_thirty_steps_in_bf16_stay_near_those_in_float32(sources: dict[str, str]) -> None:
-    runs = []
-    for precision in ("float32", "bf16"):
-        words = [f"encoders.{branch}.unfreeze=last:1" for branch in ("mamba", "attention")]
-        settings = job(sources, f"optim.precision={precision}", *words)
-        runs.append(losses(build_model(settings), settings, 30))
-    whole, half = runs
+ON_CUDA = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "device"),
+    [("bf16", "cpu"), pytest.param("bf16", "cuda", marks=ON_CUDA), pytest.param("fp16", "cuda", marks=ON_CUDA)],
+)
+def test_thirty_steps_in_half_precision_stay_near_those_in_float32(
+    sources: dict[str, str], precision: str, device: str
+) -> None:
+    words = [f"encoders.{branch}.unfreeze=last:1" for branch in ("mamba", "attention")]
+    whole, half = (
+        losses(job(sources, "scale.use_gpu=true", f"optim.precision={name}", *words), 30, torch.device(device))
+        for name in ("float32", precision)
+    )
     assert whole[-10:].mean() < 0.8 * whole[:10].mean()  # it learns, so there is something to differ in
     assert (whole - half).abs().max() < 0.1
     assert not torch.equal(whole, half)
@@ -106,3 +123,59 @@ def test_learning_rates_fall_from_block_to_block(sources: dict[str, str]) -> Non
             assert found == 1e-4
         else:
             assert found == 1e-3
+
+
+def test_a_trained_parameter_without_a_gradient_ends_the_run_by_name(
+    local_material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_an_idle_one(settings: Config) -> ParrotModel:
+        model = build_model(settings)
+        model.encoders["mamba"].blocks[1].register_parameter("idle", torch.nn.Parameter(torch.ones(1)))
+        return model
+
+    monkeypatch.setattr("parrot_dist.training.loop.build_model", with_an_idle_one)
+    with pytest.raises(UserError, match=r"no gradient reaches encoders\.mamba\.blocks\.1\.idle: freeze"):
+        train_here(jobs.settings(local_material, str(tmp_path)))
+
+
+def test_ranks_share_what_is_trained_and_nothing_else(sources: dict[str, str]) -> None:
+    model = build_model(job(sources, "encoders.mamba.unfreeze=last:1"))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        network = wrap(model, Place(rank=0, world_size=2))
+        named = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+        assert named - network.parameters_to_ignore == model.trained().keys()
+        assert {id(x) for x in network._module_parameters} == {id(x) for x in model.trained().values()}
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["encoders.mamba.unfreeze=last:2"], r"unknown encoders\.mamba\.blocks\.0\."),
+        (["encoders.mamba.unfreeze=none"], r"no encoders\.mamba\.blocks\.1\."),
+        (["encoders.mamba.unfreeze=last:1", "data.classes=[a,b,c]"], r"is \(3,.*\), not \(2,.*\)"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused_by_its_parameters(
+    sources: dict[str, str], words: list[str], told: str
+) -> None:
+    other = dump_trained(build_model(job(sources, *words)))
+    with pytest.raises(UserError, match=f"not those of the configured model: .*{told}"):
+        load_trained(build_model(job(sources, "encoders.mamba.unfreeze=last:1")), other)
+
+
+def test_a_run_keeps_to_the_commit_that_it_began_with(
+    local_material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer, old, new = write_random_encoders(str(tmp_path / "newer"), seed=1), 40 * "0", 40 * "1"
+    specs = {old: local_material.encoders["attention"], new: newer["attention"]}
+    cache = offline(tmp_path / "hub", monkeypatch)
+    fetched(cache, "me/hubert", old, {commit: spec.partition(":")[2] for commit, spec in specs.items()})
+    words = jobs.settings(local_material, str(tmp_path / "runs"), "encoders.attention.source=hf:me/hubert")
+    run, sound = train_here([*words, "optim.epochs=1"]), tone(200, 0.4)
+    before, (step, _) = Predictor.load(run, device="cpu").predict(sound), fingerprint(run)
+    fetched(cache, "me/hubert", new, {})
+    assert (Predictor.load(run, device="cpu").predict(sound) == before).all()
+    assert fingerprint(train_here([*words, "optim.epochs=2"]))[0] == 2 * step
