@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from threading import Timer
 
 import torch.distributed as dist
 
@@ -106,15 +105,6 @@ class Driver:
         assert self.process.stdout is not None
         self.output += self.process.stdout.read()
         return self.process.wait()
-
-    def finish_within(self, seconds: float) -> int:
-        """The same, but when the time is over it is killed."""
-        timer = Timer(seconds, self.process.kill)
-        timer.start()
-        try:
-            return self.finish()
-        finally:
-            timer.cancel()
 
 
 def fingerprint(run_url: str, step: int | None = None) -> tuple[int, str]:

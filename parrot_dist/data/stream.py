@@ -8,6 +8,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -218,12 +219,15 @@ def iterate(stream: RankStream[Sample], workers: int) -> Iterator[list[Sample | 
     if workers == 0:
         yield from stream
         return
-    # forkserver: forking a process that has run S3 clients and thread pools deadlocks (s3fs#914).
+    # forkserver: forking a process that has run S3 clients and thread pools deadlocks (s3fs#914). It imports once, where
+    # the data workers of every epoch would take seconds to.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__])
     loader = DataLoader(
         _Parcels(stream),
         batch_size=None,
         num_workers=workers,
-        multiprocessing_context="forkserver",
+        multiprocessing_context=context,
         prefetch_factor=PREFETCH,
     )
     parts = _unpack(loader)  # the workers in turn: every `workers` parts are one step, in lane order
