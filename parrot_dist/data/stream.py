@@ -219,7 +219,7 @@ def iterate(stream: RankStream[Sample], workers: int) -> Iterator[list[Sample | 
     if workers == 0:
         yield from stream
         return
-    # forkserver: forking a process that has run S3 clients and thread pools deadlocks (s3fs#914). It imports once, where
+    # forkserver: forking a process that has run S3 clients and thread pools deadlocks (s3fs#914). It imports once where
     # the data workers of every epoch would take seconds to.
     context = get_context("forkserver")
     context.set_forkserver_preload(["__main__", __name__])
