@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parrot_dist.data.nodecache import BLOCK_BYTES, SLOT_BYTES, NodeCache
+from parrot_dist.data.nodecache import BLOCK_BYTES, SECTOR_BYTES, SLOT_BYTES, NodeCache
 from tests.waiting import wait_until
 
 SIZES = np.array([5 * BLOCK_BYTES + 17, 3 * BLOCK_BYTES, 100])
@@ -42,11 +42,11 @@ class Store:
 
 
 def read_all(cache: NodeCache, seed: int = 0) -> int:
-    """Read every byte through the cache, in ranges cut anywhere; how many of them the store had to give."""
+    """Read every byte through the cache, in ranges as of tar members; how many of them the store had to give."""
     store, rng = Store(), np.random.default_rng(seed)
     for shard in rng.permutation(len(SIZES)).tolist():
-        cuts = sorted({0, int(SIZES[shard]), *rng.integers(0, SIZES[shard], 4).tolist()})
-        for begin, end in pairwise(cuts):
+        inner = rng.integers(0, -(-SIZES[shard] // SECTOR_BYTES), 4) * SECTOR_BYTES
+        for begin, end in rng.permutation(list(pairwise(sorted({0, int(SIZES[shard]), *inner.tolist()})))).tolist():
             assert cache.read(shard, begin, end, store.load(shard)) == SHARDS[shard][begin:end]
     return store.read
 
@@ -130,6 +130,35 @@ def test_a_full_disk_only_switches_it_off(
     assert [record.getMessage() for record in caplog.records] == [
         f"{cache.path}: the node cache is off from here on ([Errno 28] No space left on device)"
     ]
+
+
+def test_a_disk_that_fails_only_switches_it_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    read_all(make(tmp_path))
+    monkeypatch.setattr(os, "pread", broken)
+    cache = make(tmp_path)
+    assert [read_all(cache), read_all(cache)] == [SIZES.sum()] * 2
+    assert len(caplog.records) == 1
+
+
+def test_ranges_that_end_anywhere_take_a_sector_more_at_most(tmp_path: Path) -> None:
+    cache, store = make(tmp_path), Store()
+    for begin, end in [(1, 2), (SECTOR_BYTES - 1, SECTOR_BYTES + 1), (5, int(SIZES[0]) - 3)]:
+        assert cache.read(0, begin, end, store.load(0)) == SHARDS[0][begin:end]
+    assert store.read <= SIZES[0] + 3 * SECTOR_BYTES
+
+
+def test_nodes_that_share_a_corpus_read_every_byte_once(tmp_path: Path) -> None:
+    """Each has a part of it, and the parts end anywhere."""
+    store, size = Store(), int(SIZES[0])
+    cuts = [0, 1, 3, 700, 701, 900, -(-size // SECTOR_BYTES)]
+    for node, (begin, end) in enumerate(pairwise(min(cut * SECTOR_BYTES, size) for cut in cuts)):
+        make(tmp_path / str(node)).read(0, begin, end, store.load(0))
+    assert store.read == size
 
 
 def test_a_place_that_cannot_be_used_only_switches_it_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
