@@ -33,6 +33,7 @@ def decode(data: bytes) -> Waveform:
             if longest > MAX_SAMPLES:
                 raise ValueError(f"{file.frames} frames of {file.channels} channels at {rate} Hz are over an hour")
             frames = file.read(dtype="float32", always_2d=True)
+            integers = file.subtype.startswith("PCM")
     except soundfile.SoundFileError as error:
         reason = getattr(error, "error_string", "unknown format").rstrip(".")
         raise ValueError(f"not a readable audio file ({reason})") from error
@@ -42,7 +43,7 @@ def decode(data: bytes) -> Waveform:
         waveform = soxr.resample(waveform, rate, SAMPLE_RATE)
     if not len(waveform):
         raise ValueError("the audio is empty")
-    if not np.isfinite(waveform).all():
+    if not integers and not np.isfinite(waveform).all():
         raise ValueError("the audio holds values that are not finite")
     return waveform
 

@@ -161,7 +161,10 @@ def parse_members(data: bytes, key: str) -> dict[str, bytes]:
     Raises:
         BrokenSample: not a tar, a member of another sample, or a size that the bytes do not bear out.
     """
-    members: dict[str, bytes] = {}
+    members = _plain_members(data, key)
+    if members is not None:
+        return members
+    members = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
@@ -175,6 +178,29 @@ def parse_members(data: bytes, key: str) -> dict[str, bytes]:
                 members[suffix] = data[member.offset_data : member.offset_data + member.size]
     except tarfile.TarError as error:
         raise BrokenSample(key, f"its bytes are not a tar ({error})") from error
+    return members
+
+
+def _plain_members(data: bytes, key: str) -> dict[str, bytes] | None:
+    """What `parse_members` gives where all is as it should be, without `tarfile`, which takes a tenth of the decoding.
+
+    None leaves it to `tarfile` to judge: a header that is not plain or not whole, a member of another sample.
+    """
+    members, at = {}, 0
+    try:
+        while at < len(data) and (header := data[at : at + tarfile.BLOCKSIZE]) != bytes(tarfile.BLOCKSIZE):
+            size, checksum = int(header[124:135], 8), int(header[148:154], 8)
+            blank = sum(header) - sum(header[148:156]) + 8 * ord(" ")
+            stem, suffix = split_name(header[: header.index(0)].decode("ascii"))
+            begin, end = at + tarfile.BLOCKSIZE, at + tarfile.BLOCKSIZE + size
+            plain = header[156:157] == tarfile.REGTYPE and not header[345]  # no prefix of a long name
+            if not plain or checksum != blank or stem != key or end > len(data):
+                return None
+            if suffix in KNOWN_MEMBERS:
+                members[suffix] = data[begin:end]
+            at = begin + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    except (ValueError, IndexError):
+        return None
     return members
 
 

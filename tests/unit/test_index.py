@@ -4,6 +4,7 @@ import contextlib
 import io
 import pickle
 import tarfile
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -184,6 +185,38 @@ def test_damaged_bytes_give_members_or_a_broken_sample_and_nothing_else(position
     with contextlib.suppress(BrokenSample):
         members = index.parse_members(bytes(data), "k")
     assert set(members) <= {"flac", "wav", "json"}
+
+
+NAMES = ["k.flac", "k.json", "k.JSON", "k.pyd", "k", "other.flac", "../k.flac", "k.é", f"{'d' * 80}/{'k' * 60}.flac"]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(NAMES), st.binary(max_size=1500)), max_size=4),
+    st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    st.integers(0, 5000),
+    st.binary(max_size=12),
+    st.integers(0, 600),
+)
+def test_headers_are_judged_as_tarfile_judges_them(members, form, position, noise, cut):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=form) as tar:
+        for name, content in members:
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            tar.addfile(header, io.BytesIO(content))
+    data = bytearray(file.getvalue())
+    data[position : position + len(noise)] = noise
+    data = bytes(data[: len(data) - cut])
+
+    def judged():
+        try:
+            return index.parse_members(data, "k")
+        except BrokenSample as broken:
+            return str(broken)
+
+    as_it_is = judged()
+    with patch.object(index, "_plain_members", return_value=None):
+        assert as_it_is == judged()
 
 
 @given(st.binary(max_size=1500))
