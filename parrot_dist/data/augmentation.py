@@ -26,9 +26,9 @@ class Augmentation:
     gain_db: float = 0.0
     speed: float = 0.0
 
-    def apply(self, waveform: Waveform, step: int, row: int) -> Waveform:
-        """`waveform` (n,) of `row`, as step `step` of the epoch hears it: (m,) float32."""
-        rng = np.random.default_rng([self.seed, self.epoch, step, row])
+    def apply(self, waveform: Waveform, step: int, draw: int) -> Waveform:
+        """`waveform` (n,) as step `step` of the epoch hears it: (m,) float32; `draw`: see `EpochPlan.draws`."""
+        rng = np.random.default_rng([self.seed, self.epoch, step, draw])
         speed, gain, noise = rng.uniform((-1, -1, 0), 1) * (self.speed, self.gain_db, self.noise)
         if speed and len(waveform) > 1:
             waveform = soxr.resample(waveform, SAMPLE_RATE * (1 + speed), SAMPLE_RATE)

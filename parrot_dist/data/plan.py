@@ -13,6 +13,7 @@ the same way in every lane, and so each global batch holds utterances of about o
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +24,7 @@ Rows = NDArray[np.int64]
 CHUNK_BYTES = 4 * 2**20  # long enough for an object store to stream, short enough to mix speakers
 WINDOW_BYTES = 16 * 2**20  # what a lane may hold of one window: bounds the memory of a rank whatever the samples are
 GAP_BYTES = 64 * 2**10  # reading over a smaller gap is cheaper than another request
+COPY = 2**32  # between the numbers that copies of a sample are drawn by; no index has as many rows
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,21 @@ class EpochPlan:
     def global_batch(self, step: int) -> Rows:
         """All samples of `step`, in lane order, hence in rank order for any number of ranks."""
         return np.concatenate([self.lane_step(lane, step) for lane in range(self.lanes)])
+
+    def draws(self, step: int, lanes: Iterable[int]) -> Rows:
+        """For each sample that `lanes` give to `step`, a number by which to draw what is random about it.
+
+        That is the sample itself, and another number for each time that it came before in the global batch: balanced
+        sampling repeats rare ones, and copies that are alike in everything would teach nothing.
+        """
+        batch = self.global_batch(step)
+        order = np.argsort(batch, kind="stable")
+        first = np.append(True, np.diff(batch[order]) > 0)
+        copy = np.empty_like(batch)
+        copy[order] = np.arange(len(batch)) - np.flatnonzero(first)[np.cumsum(first) - 1]
+        ends = np.cumsum([len(self.lane_step(lane, step)) for lane in range(self.lanes)])
+        parts = np.split(batch + copy * COPY, ends[:-1])
+        return np.concatenate([batch[:0], *(parts[lane] for lane in lanes)])
 
 
 def rank_lanes(lanes: int, rank: int, world_size: int) -> range:
@@ -168,6 +185,13 @@ def find_chunks(layout: Layout, rows: Rows) -> tuple[Rows, Rows]:
     piece = (begin - run_begin) // CHUNK_BYTES
     apart[1:] |= piece[1:] != piece[:-1]
     return rows, np.flatnonzero(apart)
+
+
+def spans(layout: Layout, rows: Rows) -> Iterator[tuple[Rows, int, int]]:
+    """Each chunk of `rows`, and the bytes [begin, end) of its shard that reading it takes, gaps included."""
+    rows, starts = find_chunks(layout, rows)
+    for chunk in np.split(rows, starts[1:]) if len(rows) else []:
+        yield chunk, int(layout.offset[chunk[0]]), int((layout.offset[chunk] + layout.size[chunk]).max())
 
 
 def _join(passes: list[tuple[Rows, Rows]]) -> tuple[Rows, Rows]:

@@ -23,13 +23,13 @@ from parrot_dist.data.audio import SAMPLE_RATE
 from parrot_dist.data.augmentation import Augmentation
 from parrot_dist.data.index import BrokenSample, Index, read_sample
 from parrot_dist.data.nodecache import NodeCache
-from parrot_dist.data.plan import EpochPlan, Layout, Rows, find_chunks, rank_lanes
+from parrot_dist.data.plan import EpochPlan, Layout, Rows, rank_lanes, spans
 from parrot_dist.errors import UserError
 
 READERS = 8  # concurrent requests of one process
 PREFETCH = 4  # parts of a step that a data worker decodes ahead
 NOTHING = np.zeros(0, np.float32)
-HEAD = 1 / 32  # of a window: what may be read twice so that the first step need not wait for a whole window
+HEAD = 1 / 32  # of a window's bytes: what may be read twice so that the first step need not wait for a whole window
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ class RankStream(IterableDataset[list[Sample | Skipped]]):
             for step in range(self.start, self.plan.steps):
                 counts = [len(self.plan.lane_step(lane, step)) for lane in lanes]
                 parts = [islice(lane, count) for lane, count in zip(samples, counts, strict=True)]
-                yield [self._decode(step, row, data) for part in parts for row, data in part]
+                items = [self.source.decode(row, data) for part in parts for row, data in part]
+                yield items if self.augmentation is None else self._augment(items, step, lanes)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -160,15 +161,22 @@ class RankStream(IterableDataset[list[Sample | Skipped]]):
         rows, window = self.plan.lane(lane), self.source.read_ahead or self.plan.window
         done, head = self.start * self.plan.lane_rows, self.plan.lane_rows
         pieces = [rows[max(a, done) : a + window] for a in range(0, len(rows), window) if a + window > done]
-        if pieces and head <= HEAD * len(pieces[0]):
+        if pieces and self._span(pieces[0][:head]) <= HEAD * self.source.layout.size[pieces[0]].sum():
             pieces[:1] = [pieces[0][:head], pieces[0][head:]]
         return pieces
 
-    def _decode(self, step: int, row: int, data: bytes) -> Sample | Skipped:
-        item = self.source.decode(row, data)
-        if self.augmentation is None or not isinstance(item, Utterance):
-            return item
-        return replace(item, waveform=self.augmentation.apply(item.waveform, step, row))
+    def _span(self, rows: Rows) -> int:
+        """Bytes that reading these takes."""
+        return sum(end - begin for _, begin, end in spans(self.source.layout, rows))
+
+    def _augment(self, items: list[Any], step: int, lanes: list[int]) -> list[Any]:
+        assert self.augmentation is not None
+        return [
+            replace(item, waveform=self.augmentation.apply(item.waveform, step, draw))
+            if isinstance(item, Utterance)
+            else item
+            for item, draw in zip(items, self.plan.draws(step, lanes).tolist(), strict=True)
+        ]
 
 
 def read_ahead(
@@ -198,23 +206,21 @@ def fetch(
         UserError: a shard is not there, or access is refused.
     """
     found: dict[int, bytes] = {}
-    if not len(rows):
-        return found
-    ordered, starts = find_chunks(layout, rows)
-    for chunk in np.split(ordered, starts[1:]):
-        begin = layout.offset[chunk]
-        end = begin + layout.size[chunk]
+    for chunk, begin, end in spans(layout, rows):
         shard = int(layout.shard[chunk[0]])
         load = partial(storage.read_bytes, storage.join(url, shards[shard]))
-        span = int(begin[0]), int(end.max())
-        data = cache.read(shard, *span, load) if cache else load(*span)
-        for row, a, b in zip(chunk.tolist(), begin - begin[0], end - begin[0], strict=True):
+        data = cache.read(shard, begin, end, load) if cache else load(begin, end)
+        starts = layout.offset[chunk] - begin
+        for row, a, b in zip(chunk.tolist(), starts.tolist(), (starts + layout.size[chunk]).tolist(), strict=True):
             found[row] = data[a:b]
     return found
 
 
 def iterate(stream: RankStream[Sample], workers: int) -> Iterator[list[Sample | Skipped]]:
-    """One list of samples a step, decoded by `workers` processes (0: in this one, between steps)."""
+    """One list of samples a step, decoded by `workers` processes (0: in this one, between steps).
+
+    Its waveforms last until the next step is asked for: those of data workers lie in memory that is used again.
+    """
     workers = 0 if stream.source.in_memory else min(workers, len(stream.lanes))
     if workers == 0:
         yield from stream
@@ -258,9 +264,9 @@ class _Parcels(IterableDataset[_Parcel | UserError]):
     """The steps of a stream; a message for the user as well: raised, it would leave its process as a traceback.
 
     A data worker uses PREFETCH + 1 places in turn: new memory, whose pages the system has to clear, for every parcel
-    took as long as decoding. Nobody reads at a place by the time it is used again: a loader asks for a parcel only
-    once it has the one PREFETCH before, and `_unpack` copies each before it asks for the next. That holds as long as no
-    worker ends before the others, see `_Unending`.
+    took as long as decoding. A parcel is there until its loader is asked for the next one of the same worker: a loader
+    asks a worker for a parcel only once it has the one PREFETCH before. That holds as long as no worker ends before the
+    others, see `_Unending`.
     """
 
     def __init__(self, stream: RankStream[Any]) -> None:
@@ -311,7 +317,7 @@ class _Unending(Iterator[_Parcel | UserError]):
 
 
 def _unpack(parcels: Iterable[_Parcel | UserError]) -> Iterator[list[Any]]:
-    """The samples of every parcel."""
+    """The samples of every parcel, which last as long as it does."""
     memory: dict[int, NDArray[np.float32]] = {}
     for parcel in parcels:
         if isinstance(parcel, UserError):
@@ -319,6 +325,5 @@ def _unpack(parcels: Iterable[_Parcel | UserError]) -> Iterator[list[Any]]:
         if parcel.memory is not None:
             memory[parcel.place] = parcel.memory.numpy()
         ends = np.cumsum([item.length for item in parcel.items if isinstance(item, _Sent)], dtype=np.int64)
-        copy = memory.get(parcel.place, NOTHING)[: ends[-1] if len(ends) else 0].copy()
-        waves = iter(np.split(copy, ends))
+        waves = iter(np.split(memory.get(parcel.place, NOTHING), ends))
         yield [Utterance(item.row, next(waves)) if isinstance(item, _Sent) else item for item in parcel.items]

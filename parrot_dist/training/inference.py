@@ -74,11 +74,13 @@ class Batch:
 
     Attributes:
         rows: (b,) int64, in the order of the plan.
+        draws: (b,) int64, see `EpochPlan.draws`.
         inputs: branch -> what its encoder takes, one for each row: waveforms, or activations of its frozen prefix.
         skipped: samples of the batch that cannot be used.
     """
 
     rows: Tensor
+    draws: Tensor
     inputs: Inputs
     skipped: list[Skipped]
 
@@ -101,14 +103,17 @@ def open_stream(
         number: iterate(RankStream(source, plan, lanes, start, augmentation), task.config.data.workers)
         for number, source in sources.items()
     }
-    for parts in zip(*streams.values(), strict=True):
+    for step, parts in enumerate(zip(*streams.values(), strict=True), start):
         skipped = {item.row: item for part in parts for item in part if isinstance(item, Skipped)}
         good = {
             number: [item for item in part if not isinstance(item, Skipped) and item.row not in skipped]
             for number, part in zip(streams, parts, strict=True)
         }
+        rows = np.array([item.row for item in parts[0]], np.int64)
+        kept = np.array([row not in skipped for row in rows.tolist()], bool)
         yield Batch(
-            torch.tensor([item.row for item in next(iter(good.values()))], dtype=torch.int64),
+            torch.from_numpy(rows[kept]),
+            torch.from_numpy(plan.draws(step, lanes)[kept]),
             {branch: [to_input(item, place.device) for item in good[id(source)]] for branch, source in feeds.items()},
             list(skipped.values()),
         )

@@ -234,7 +234,7 @@ class Loop:
 
     def _step(self, batch: Batch, sizes: list[int], plan: EpochPlan, epoch_step: int) -> None:
         labels = torch.from_numpy(self.task.labels[batch.rows.numpy()]).to(self.place.device)
-        keys = row_keys(self.config.seed, self.state.step, batch.rows).to(self.place.device)
+        keys = row_keys(self.config.seed, self.state.step, batch.draws).to(self.place.device)
         with autocast(self.config.optim.precision, self.place.device):
             logits = self.network(batch.inputs, keys, sizes)
         # DDP averages over ranks what has to be a mean over the rows of all of them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,9 +38,9 @@ def open_corpus(url: str) -> Corpus:
     return Corpus.of(url, read_index(url), max_seconds=60)
 
 
-def plan_epoch(corpus: Corpus, lanes: int, window: int) -> EpochPlan:
+def plan_epoch(corpus: Corpus, lanes: int, window: int, batch_size: int = 0, epoch: int = 0) -> EpochPlan:
     rows = np.arange(len(corpus.keys))
-    settings = {"seed": 1, "epoch": 0, "batch_size": 2 * lanes, "drop_last": False}
+    settings = {"seed": 1, "epoch": epoch, "batch_size": batch_size or 2 * lanes, "drop_last": False}
     return shuffled_epoch(corpus.layout, rows, lanes=lanes, window=window, **settings)
 
 
@@ -102,19 +103,43 @@ def test_a_message_for_the_user_leaves_a_data_process_as_it_is(bucket_url: str, 
     assert "Traceback" not in str(stopped.value)
 
 
-@pytest.mark.parametrize(
-    ("speakers", "clips", "seconds", "window"),
-    [(8, 25, 0.05, 256), (2, 150, 0.3, 64), (2, 3, 0.3, 256), (2, 4, 60.0, 256)],
-    ids=["clips of 50 ms", "one shard", "fewer samples than workers", "clips of a minute"],
-)
-def test_sixteen_workers_together_read_every_byte_once(
-    bucket_url: str, proxy: FaultProxy, speakers: int, clips: int, seconds: float, window: int
-) -> None:
-    corpus = open_corpus(write_corpus(bucket_url, speakers, clips, seconds))
-    plan, rows = plan_epoch(corpus, lanes=16, window=window), []
-    for rank in range(16):
+def read_by_sixteen(corpora: list[Corpus], plan: EpochPlan) -> list[int]:
+    """The rows that sixteen workers get, each from its own of `corpora`."""
+    rows = []
+    for rank, corpus in enumerate(corpora):
         steps = [[item.row for item in step] for step in RankStream(corpus, plan, rank_lanes(16, rank, 16))]
         assert len(steps) == plan.steps
         rows += [row for step in steps for row in step]
-    assert sorted(rows) == list(range(speakers * clips))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("speakers", "clips", "seconds", "window", "batch_size"),
+    [
+        (8, 25, 0.05, 256, 32),
+        (8, 600, 0.05, 256, 128),
+        (2, 150, 0.3, 64, 32),
+        (2, 3, 0.3, 256, 32),
+        (2, 4, 60.0, 256, 32),
+    ],
+    ids=["clips of 50 ms", "many of 50 ms", "one shard", "fewer samples than workers", "clips of a minute"],
+)
+def test_sixteen_workers_together_read_every_byte_once(
+    bucket_url: str, proxy: FaultProxy, speakers: int, clips: int, seconds: float, window: int, batch_size: int
+) -> None:
+    corpus = open_corpus(write_corpus(bucket_url, speakers, clips, seconds))
+    plan = plan_epoch(corpus, lanes=16, window=window, batch_size=batch_size)
+    assert sorted(read_by_sixteen([corpus] * 16, plan)) == list(range(speakers * clips))
     assert corpus.layout.size.sum() <= proxy.served <= 1.05 * corpus.layout.size.sum()
+
+
+def test_sixteen_nodes_with_caches_together_read_every_byte_once(
+    bucket_url: str, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    url = write_corpus(bucket_url, speakers=2, clips=150)
+    corpus = open_corpus(url)
+    nodes = [corpus.kept_on_node(tmp_path / str(node) / "cache", 2**24, read_index(url)) for node in range(16)]
+    for epoch in range(2):
+        proxy.served = 0
+        read_by_sixteen(nodes, plan_epoch(corpus, lanes=16, window=64, epoch=epoch))
+        assert proxy.served <= 1.05 * corpus.layout.size.sum()

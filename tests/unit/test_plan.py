@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from parrot_dist.data.plan import (
     CHUNK_BYTES,
+    COPY,
     GAP_BYTES,
     WINDOW_BYTES,
     EpochPlan,
@@ -246,3 +247,18 @@ def test_an_evaluation_takes_the_samples_in_the_order_of_the_shards() -> None:
     plan = sequential_epoch(layout, np.array([0, 1, 3]), lanes=1, batch_size=2, window=4)
     assert plan.order.tolist() == [1, 0, 3]
     assert plan.steps == 2
+
+
+@given(st.one_of(plans(), plans(balanced=True)), st.integers(1, 16))
+def test_what_is_random_about_a_sample_is_drawn_once_for_each_of_its_copies_on_any_world(
+    case: tuple[EpochPlan, np.ndarray], world: int
+) -> None:
+    plan, _ = case
+    for step in range(plan.steps):
+        batch, draws = plan.global_batch(step), plan.draws(step, range(plan.lanes))
+        assert len(set(draws.tolist())) == len(batch)
+        assert (draws % COPY == batch).all()
+        first = np.unique(batch, return_index=True)[1]
+        assert (draws[first] == batch[first]).all()
+        parts = [plan.draws(step, rank_lanes(plan.lanes, rank, world)) for rank in range(world)]
+        assert np.concatenate(parts).tolist() == draws.tolist()

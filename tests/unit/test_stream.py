@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from parrot_dist import storage
 from parrot_dist.data.augmentation import Augmentation
 from parrot_dist.data.index import read_index
-from parrot_dist.data.plan import EpochPlan, Layout, rank_lanes, shuffled_epoch
-from parrot_dist.data.stream import PREFETCH, Corpus, RankStream, Skipped, Utterance, _Parcels, iterate
+from parrot_dist.data.plan import EpochPlan, Layout, rank_lanes, shuffled_epoch, spans
+from parrot_dist.data.stream import HEAD, PREFETCH, Corpus, RankStream, Skipped, Utterance, _Parcels, iterate
 from parrot_dist.errors import UserError
 from tests.corpus import write_corpus
 
@@ -178,6 +178,14 @@ def test_a_balanced_epoch_streams_repeated_samples(corpus: Corpus) -> None:
     assert np.mean(labels[rows]) == 0.5
 
 
+def test_copies_of_a_sample_in_a_batch_are_augmented_differently(corpus: Corpus) -> None:
+    labels = (np.arange(len(corpus.keys)) > 1).astype(np.int64)
+    settings = {"seed": 1, "epoch": 0, "lanes": 4, "batch_size": 16, "window": 40, "drop_last": False}
+    plan = shuffled_epoch(corpus.layout, np.arange(len(labels)), labels=labels, **settings)
+    for step in heard(RankStream(corpus, plan, range(4), augmentation=Augmentation(seed=1, epoch=0, gain_db=3))):
+        assert len({row for row, _ in step}) < len(step) == len({wave for _, wave in step})
+
+
 def test_a_node_reads_the_shards_once_for_all_epochs_and_ranks(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +217,25 @@ def test_the_first_step_does_not_wait_for_a_whole_window(corpus: Corpus, monkeyp
     pieces.clear()
     list(RankStream(corpus, plan, range(1), start=3))
     assert pieces == [1, 36, 8]
+
+
+@given(st.data())
+def test_no_more_than_the_beginning_of_a_lane_is_read_twice(data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    n, lanes = data.draw(st.tuples(st.integers(1, 3000), st.sampled_from([1, 4, 16])))
+    size = rng.integers(1, data.draw(st.sampled_from([8, 200, 4000])), n) * 512
+    layout = Layout(np.sort(rng.integers(0, 3, n)), np.cumsum(size) - size, size)
+    settings = {"seed": 1, "epoch": 0, "batch_size": lanes * data.draw(st.integers(1, 8)), "drop_last": False}
+    plan = shuffled_epoch(layout, np.arange(n), lanes=lanes, window=data.draw(st.integers(1, 300)), **settings)
+    stream = RankStream(Heap(layout), plan, range(lanes), start=data.draw(st.integers(0, plan.steps)))
+
+    def read(pieces: list[np.ndarray]) -> int:
+        return sum(end - begin for piece in pieces for _, begin, end in spans(layout, piece))
+
+    for lane in range(lanes):
+        pieces = stream._pieces(lane)
+        whole = [np.concatenate(pieces[:2]), *pieces[2:]] if len(pieces) > 1 else pieces
+        assert read(pieces) <= (1 + HEAD) * read(whole)
 
 
 class Held(bytes):
