@@ -47,7 +47,7 @@ class Survey(NamedTuple):
     """Path -> bytes of every file."""
     skipped: dict[str, str]
     digest: str
-    """Of everything that decides the bytes: files with their sizes, their descriptions, the settings."""
+    """Of everything that decides the bytes: files with their versions, their descriptions, the settings."""
 
 
 @exits_cleanly
@@ -69,7 +69,8 @@ def survey(settings: Settings) -> Survey:
     Raises:
         UserError: no such reader, no files, or none that fits the reader's rules.
     """
-    files = storage.list_files(settings.source)
+    versions = storage.list_versions(settings.source)
+    files = {path: size for path, (size, _) in versions.items()}
     if not files:
         raise UserError(f"source={settings.source}: there are no files; check the place")
     entries = list(corpora.find(settings.corpus)(settings.source, files))
@@ -84,7 +85,7 @@ def survey(settings: Settings) -> Survey:
         raise UserError(f"source={settings.source}: no file fits the layout of corpus={settings.corpus}")
     facts = {
         "format": FORMAT,
-        "clips": [[asdict(clip), files[clip.path]] for clip in clips.values()],
+        "clips": [[asdict(clip), versions[clip.path]] for clip in clips.values()],
         "settings": [settings.shard_mb, settings.normalise, settings.seed],
     }
     return Survey(list(clips.values()), files, skipped, _digest(facts))

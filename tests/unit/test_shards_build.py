@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -227,6 +229,48 @@ def test_what_another_build_left_half_done_is_not_taken_over(corpus, tmp_path, m
             run(corpus, tmp_path / "out")
     run(corpus, tmp_path / "out", "seed=1")
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def rewrite(path):
+    """Another sound in a file of the same size."""
+    samples, rate = soundfile.read(path, always_2d=True)
+    size = path.stat().st_size
+    soundfile.write(path, samples[::-1], rate)
+    assert path.stat().st_size == size
+
+
+def test_a_file_that_was_rewritten_at_the_same_size_is_built_again(corpus, tmp_path):
+    run(corpus, tmp_path / "out")
+    rewrite(corpus / "joy" / "anna_0.wav")
+    chosen = settings(corpus, tmp_path / "out")
+    found = build.survey(chosen)
+    assert not build.is_built(chosen.out, found.digest)
+    before = contents(tmp_path / "out")
+    build.build(chosen, found)
+    run(corpus, tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh") != before
+
+
+def test_a_build_that_was_cut_off_does_not_go_on_with_other_audio(corpus, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        cut_off(patch, "index.parquet")
+        with pytest.raises(KeyboardInterrupt):
+            run(corpus, tmp_path / "out")
+    rewrite(corpus / "joy" / "anna_0.wav")
+    run(corpus, tmp_path / "out")
+    run(corpus, tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_a_copy_of_the_corpus_gives_the_same_shards_and_index(corpus, tmp_path):
+    copy = tmp_path / "elsewhere" / corpus.name
+    shutil.copytree(corpus, copy)
+    for path in copy.rglob("*.wav"):
+        os.utime(path, (0, 0))
+    run(corpus, tmp_path / "a")
+    run(copy, tmp_path / "b")
+    for name in contents(tmp_path / "a").keys() - {"build.json"}:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_shards_are_near_the_size_that_is_asked_for(corpus, tmp_path):
