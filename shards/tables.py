@@ -30,7 +30,7 @@ def read_rows(source: str, path: str, columns: Sequence[str]) -> Iterator[dict[s
     """The rows of a CSV table with a header, every value without blanks around it; absent values are "".
 
     Raises:
-        UserError: there is no such table, it is not UTF-8, or one of `columns` is missing.
+        UserError: there is no such table, it is not UTF-8 or no CSV, or one of `columns` is missing.
     """
     place = storage.join(source, path)
     try:
@@ -38,11 +38,16 @@ def read_rows(source: str, path: str, columns: Sequence[str]) -> Iterator[dict[s
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: not UTF-8 text ({error})") from error
     table = csv.DictReader(io.StringIO(text, newline=""), restval="")
-    names = table.fieldnames or ()
-    missing = [name for name in columns if name not in names]
-    if missing:
-        raise UserError(f"{place}: no column {', '.join(missing)}; it has {', '.join(names)}")
-    return ({name: row[name].strip() for name in names} for row in table)
+    try:
+        names = table.fieldnames or ()
+        missing = [name for name in columns if name not in names]
+        if missing:
+            raise UserError(f"{place}: no column {', '.join(missing)}; it has {', '.join(names)}")
+        yield from ({name: row[name].strip() for name in names} for row in table)
+    except csv.Error as error:
+        raise UserError(
+            f"{place}: not a CSV table ({error}, read up to line {table.line_num}); is there a stray quotation mark?"
+        ) from error
 
 
 def read_texts(source: str, paths: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -238,6 +238,11 @@ def test_two_files_for_one_turn_are_not_mixed_up(tmp_path: Path) -> None:
         ({}, r"needs one labels_consensus\.csv, and there are none"),
         (dict.fromkeys(["a/labels_consensus.csv", "b/labels_consensus.csv"], ""), "there are a/.*, b/"),
         ({"labels_consensus.csv": "FileName,EmoClass\n"}, "no column SpkrID, Split_Set; it has FileName, EmoClass"),
+        ({"labels_consensus.csv": f'"{MSP_HEAD * 3000}'}, r"labels_consensus\.csv: not a CSV table .* stray quotation"),
+        (
+            {"labels_consensus.csv": f'{MSP_HEAD}a.wav,N,"2{",3" * 70000}\n'},
+            r"labels_consensus\.csv: not a CSV table .* line 1\)",
+        ),
     ],
 )
 def test_a_table_that_cannot_be_used_is_an_error(tmp_path: Path, tables: dict[str, str], told: str) -> None:
