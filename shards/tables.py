@@ -14,15 +14,18 @@ from parrot_dist.errors import UserError
 READERS = 32  # files read at a time; the work is waiting for the store
 
 
-def find_table(source: str, files: Mapping[str, int], name: str) -> str:
-    """The path of the one file called `name` among `files`, in whatever folder.
+def find_table(source: str, files: Mapping[str, int], *names: str) -> str:
+    """The path of the file that is called one of `names` among `files`, in whatever folder; of equal copies the first.
 
     Raises:
-        UserError: there is none, or more than one.
+        UserError: there is none, or there are several that differ.
     """
-    found = [path for path in files if path.rpartition("/")[2] == name]
-    if len(found) != 1:
-        raise UserError(f"source={source}: needs one {name}, and there are {', '.join(found) or 'none'}")
+    found = [path for path in files if path.rpartition("/")[2] in names]
+    needs = f"source={source}: needs one {' or '.join(names)}, and there are"
+    if not found:
+        raise UserError(f"{needs} none")
+    if len(found) > 1 and len({storage.read_bytes(storage.join(source, path)) for path in found}) > 1:
+        raise UserError(f"{needs} {', '.join(found)}, which differ; leave only the one that shall count")
     return found[0]
 
 

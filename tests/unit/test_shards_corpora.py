@@ -221,6 +221,19 @@ def test_meld(tmp_path: Path, folders: tuple[str, ...]) -> None:
     assert set(strays) == {*stray, "train/dia125_utt3.wav"}
 
 
+def test_equal_copies_of_a_table_are_one(tmp_path: Path) -> None:
+    tables = {
+        f"{part}_sent_emo.csv": MELD_HEAD + f"1,Hey!,Joey,joy,positive,0,0{MELD_ROW}"
+        for part in ("train", "dev", "test")
+    }
+    lay_out(
+        tmp_path,
+        **{"train/dia0_utt0.wav": ""},
+        **{f"{folder}/{name}": text for folder in ("MELD.Raw", "MELD/data/MELD") for name, text in tables.items()},
+    )
+    assert list(read("meld", tmp_path)[0]) == ["train/dia0_utt0.wav"]
+
+
 def test_two_files_for_one_turn_are_not_mixed_up(tmp_path: Path) -> None:
     lay_out(
         tmp_path,
@@ -236,7 +249,7 @@ def test_two_files_for_one_turn_are_not_mixed_up(tmp_path: Path) -> None:
     ("tables", "told"),
     [
         ({}, r"needs one labels_consensus\.csv, and there are none"),
-        (dict.fromkeys(["a/labels_consensus.csv", "b/labels_consensus.csv"], ""), "there are a/.*, b/"),
+        ({"a/labels_consensus.csv": "", "b/labels_consensus.csv": "\n"}, "there are a/.*, b/.*, which differ"),
         ({"labels_consensus.csv": "FileName,EmoClass\n"}, "no column SpkrID, Split_Set; it has FileName, EmoClass"),
         ({"labels_consensus.csv": f'"{MSP_HEAD * 3000}'}, r"labels_consensus\.csv: not a CSV table .* stray quotation"),
         (
