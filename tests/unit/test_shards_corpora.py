@@ -162,21 +162,25 @@ def test_iemocap(tmp_path: Path) -> None:
 MSP_HEAD = "FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set\n"
 
 
-def test_msp_podcast(tmp_path: Path) -> None:
+@pytest.mark.parametrize("table", ["Labels/labels_consensus.csv", "label/labels_concensus.csv"])
+def test_msp_podcast(tmp_path: Path, table: str) -> None:
     rows = [
         "MSP-PODCAST_0001_0008.wav,N,2.2,4.0,2.6,30,Male,Test1",
         "MSP-PODCAST_0002_0033.wav,A,5.9,2.5,5.1,Unknown,Unknown,Train",
         "MSP-PODCAST_0003_0001.wav,X,4.0,4.0,4.0,39,Male,Development",
         "MSP-PODCAST_0004_0001.wav,Q,4.0,4.0,4.0,39,Male,Train",
         "MSP-PODCAST_0005_0001.wav,H,4.0,4.0,4.0,39,Male,Train",
+        "MSP-PODCAST_test3_0002.wav,N,4.0,4.0,4.0,39,Male,Test3",
     ]
     audio = [f"Audios/MSP-PODCAST_{turn}.wav" for turn in ("0001_0008", "0002_0033", "0003_0001", "0004_0001")]
-    hidden = "Audios/MSP-PODCAST_test3_0001.wav"
+    hidden = [f"Audios/MSP-PODCAST_test3_000{number}.wav" for number in (1, 2)]
+    earlier = "Previous_releases_information/files_removed_from_prev_versions/v1.10_removed_files/MSP-PODCAST_9.wav"
     lay_out(
         tmp_path,
-        **dict.fromkeys([*audio, hidden, "readme.txt", "Partitions.txt"], ""),
+        **dict.fromkeys([*audio, *hidden, earlier, "readme.txt", "Partitions.txt"], ""),
         **{
-            "Labels/labels_consensus.csv": MSP_HEAD + "\n".join(rows) + "\n",
+            table: MSP_HEAD + "\n".join(rows) + "\n",
+            f"Previous_releases_information/previous_releases_info/v1.10/{table}": MSP_HEAD,
             "Transcripts/MSP-PODCAST_0001_0008.txt": "And so it was.\n",
         },
     )
@@ -188,7 +192,9 @@ def test_msp_podcast(tmp_path: Path) -> None:
     assert strays[audio[2]] == "the annotators do not agree (X)"
     assert "'Q'" in strays[audio[3]]
     assert "no such file" in strays["MSP-PODCAST_0005_0001.wav"]
-    assert "Test3" in strays[hidden]
+    assert "not in" in strays[hidden[0]]
+    assert strays[hidden[1]] == "of Test3, whose labels are not published"
+    assert strays[earlier] == "of an earlier release"
 
 
 MELD_HEAD = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime\n"
@@ -248,7 +254,7 @@ def test_two_files_for_one_turn_are_not_mixed_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tables", "told"),
     [
-        ({}, r"needs one labels_consensus\.csv, and there are none"),
+        ({}, r"needs one labels_consensus\.csv or labels_concensus\.csv, and there are none"),
         ({"a/labels_consensus.csv": "", "b/labels_consensus.csv": "\n"}, "there are a/.*, b/.*, which differ"),
         ({"labels_consensus.csv": "FileName,EmoClass\n"}, "no column SpkrID, Split_Set; it has FileName, EmoClass"),
         ({"labels_consensus.csv": f'"{MSP_HEAD * 3000}'}, r"labels_consensus\.csv: not a CSV table .* stray quotation"),
