@@ -12,6 +12,7 @@ from parrot_dist import storage
 from parrot_dist.errors import UserError
 
 READERS = 32  # files read at a time; the work is waiting for the store
+REPEATED = "named by a second row; the first counts"
 
 
 def find_table(source: str, files: Mapping[str, int], *names: str) -> str:

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
 from shards.corpora import Clip, Stray, is_audio
-from shards.tables import find_table, read_rows, read_texts
+from shards.tables import REPEATED, find_table, read_rows, read_texts
 
 TABLES = ("labels_consensus.csv", "labels_concensus.csv")
 EARLIER = "Previous_releases_information"
@@ -57,8 +57,13 @@ def read(source: str, files: Mapping[str, int]) -> Iterator[Clip | Stray]:
     said = read_texts(source, (path for path in current if "Transcripts" in path.split("/")[:-1]))
     texts = {PurePosixPath(path).stem: text.strip() for path, text in said}
     table = find_table(source, current, *TABLES)
+    named: set[str] = set()
     for row in read_rows(source, table, COLUMNS):
         name = row["FileName"]
+        if name in named:
+            yield Stray(f"{table}: {name}", REPEATED)
+            continue
+        named.add(name)
         found = audio.pop(name, None)
         yield _describe(found, row, texts) if found else Stray(name, f"in {table}, but there is no such file")
     yield from (Stray(path, f"not in {table}; the labels of Test3 are not published") for path in audio.values())

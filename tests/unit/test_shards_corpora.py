@@ -240,6 +240,22 @@ def test_equal_copies_of_a_table_are_one(tmp_path: Path) -> None:
     assert list(read("meld", tmp_path)[0]) == ["train/dia0_utt0.wav"]
 
 
+@pytest.mark.parametrize(
+    ("corpus", "clip", "tables"),
+    [
+        ("meld", "train/dia0_utt0.wav", {"train_sent_emo.csv": MELD_HEAD + 2 * f"1,Hey!,Joey,joy,,0,0{MELD_ROW}"}),
+        ("msp_podcast", "MSP_1.wav", {"labels_consensus.csv": MSP_HEAD + 2 * "MSP_1.wav,N,2,4,2,30,Male,Train\n"}),
+        ("folder", "a.wav", {"metadata.csv": "path,label,speaker\na.wav,joy,kim\na.wav,anger,kim\n"}),
+    ],
+)
+def test_a_clip_of_two_rows_is_taken_once_and_not_named_as_left_out(
+    tmp_path: Path, corpus: str, clip: str, tables: dict[str, str]
+) -> None:
+    lay_out(tmp_path, **{clip: ""}, **({"dev_sent_emo.csv": MELD_HEAD, "test_sent_emo.csv": MELD_HEAD} | tables))
+    clips, strays = read(corpus, tmp_path)
+    assert (list(clips), list(strays)) == ([clip], [f"{next(iter(tables))}: {clip}"])
+
+
 def test_two_files_for_one_turn_are_not_mixed_up(tmp_path: Path) -> None:
     lay_out(
         tmp_path,
