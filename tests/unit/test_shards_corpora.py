@@ -34,6 +34,7 @@ def read(corpus: str, folder: Path) -> tuple[dict[str, Clip], dict[str, str]]:
 def test_crema_d(tmp_path: Path) -> None:
     names = ["1001_DFA_ANG_XX.wav", "1040_ITH_SAD_X.wav", "1091_WSI_NEU_XX.wav"]
     wrong = ["1092_DFA_ANG_XX.wav", "1001_DFB_ANG_XX.wav", "1001_DFA_JOY_XX.wav", "1001_DFA_ANG.wav", "._1001.wav"]
+    wrong += ["1001_DFA_ANG_X.wav"]
     lay_out(tmp_path, **{f"AudioWAV/{name}": "" for name in names + wrong})
     lay_out(tmp_path, **{"AudioMP3/1001_DFA_ANG_XX.mp3": "", "SentenceFilenames.csv": '"","Filename"\n'})
     clips, strays = read("cremad", tmp_path)
@@ -76,14 +77,16 @@ def test_mesd(tmp_path: Path) -> None:
 
 
 def test_ravdess(tmp_path: Path) -> None:
-    names = ["Actor_12/03-01-06-01-02-01-12.wav", "Actor_24/03-01-01-01-01-02-24.wav"]
+    names = ["03-01-08-02-02-01-07.wav", "Actor_12/03-01-06-01-02-01-12.wav", "Actor_24/03-01-01-01-01-02-24.wav"]
     wrong = ["Actor_25/03-01-06-01-02-01-25.wav", "Actor_01/03-01-09-01-02-01-01.wav", "Actor_01/clip.wav"]
+    wrong += ["Actor_24/03-01-01-02-01-02-24.wav", "Actor_12/03-01-06-01-02-01-13.wav"]
     song = "Audio_Song_Actors_01-24/Actor_01/03-02-06-01-02-01-01.wav"
     lay_out(tmp_path, **dict.fromkeys([*names, *wrong, song, "Actor_12/01-01-06-01-02-01-12.mp4"], ""))
     clips, strays = read("ravdess", tmp_path)
     assert list(clips.values()) == [
-        Clip(names[0], "fearful", "12", "ravdess", "en", "Dogs are sitting by the door"),
-        Clip(names[1], "neutral", "24", "ravdess", "en", "Kids are talking by the door"),
+        Clip(names[0], "surprised", "07", "ravdess", "en", "Dogs are sitting by the door"),
+        Clip(names[1], "fearful", "12", "ravdess", "en", "Dogs are sitting by the door"),
+        Clip(names[2], "neutral", "24", "ravdess", "en", "Kids are talking by the door"),
     ]
     assert strays.pop(song) == "song, not speech"
     assert set(strays) == set(wrong)
@@ -92,6 +95,7 @@ def test_ravdess(tmp_path: Path) -> None:
 def test_savee(tmp_path: Path) -> None:
     names = ["AudioData/DC/a01.wav", "AudioData/JE/sa15.wav", "AudioData/KL/n30.wav", "ALL/JK_su02.wav"]
     wrong = ["AudioData/XX/a01.wav", "AudioData/DC/b01.wav", "AudioData/DC/a1.wav"]
+    wrong += ["AudioData/DC/a16.wav", "AudioData/DC/su00.wav", "AudioData/DC/n31.wav"]
     lay_out(tmp_path, **dict.fromkeys([*names, *wrong, "AudioData/Info.txt"], ""))
     clips, strays = read("savee", tmp_path)
     assert {path: (clip.speaker, clip.label) for path, clip in clips.items()} == {
@@ -105,7 +109,7 @@ def test_savee(tmp_path: Path) -> None:
 
 def test_tess(tmp_path: Path) -> None:
     names = ["OAF_back_angry.wav", "YAF_pleasant_surprised/YAF_youth_ps.wav", "OAF_neutral/OA_bite_neutral.wav"]
-    wrong = ["XAF_back_angry.wav", "OAF_back_surprised.wav"]
+    wrong = ["XAF_back_angry.wav", "OAF_back_surprised.wav", "OA_back_angry.wav", "YA_bite_neutral.wav"]
     lay_out(tmp_path, **dict.fromkeys([*names, *wrong], ""))
     clips, strays = read("tess", tmp_path)
     assert clips[names[0]] == Clip(names[0], "anger", "OAF", "tess", "en", "Say the word back")
