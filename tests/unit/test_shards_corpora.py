@@ -32,6 +32,7 @@ def read(corpus: str, folder: Path) -> tuple[dict[str, Clip], dict[str, str]]:
 
 
 def test_crema_d(tmp_path: Path) -> None:
+    """File names: https://github.com/CheyneyComputerScience/CREMA-D, README.md, and its AudioWAV."""
     names = ["1001_DFA_ANG_XX.wav", "1040_ITH_SAD_X.wav", "1091_WSI_NEU_XX.wav"]
     wrong = ["1092_DFA_ANG_XX.wav", "1001_DFB_ANG_XX.wav", "1001_DFA_JOY_XX.wav", "1001_DFA_ANG.wav", "._1001.wav"]
     wrong += ["1001_DFA_ANG_X.wav"]
@@ -50,6 +51,7 @@ def test_crema_d(tmp_path: Path) -> None:
 
 
 def test_emo_db(tmp_path: Path) -> None:
+    """File names: http://emodb.bilderbar.info/docu/."""
     names = ["wav/03a01Fa.wav", "wav/16b10Wb.wav", "wav/08a05Nd.wav", "wav/12b03Ac.wav"]
     wrong = ["wav/04a01Fa.wav", "wav/03a03Fa.wav", "wav/03a01Xa.wav", "wav/03a01Fab.wav"]
     lay_out(tmp_path, **dict.fromkeys([*names, *wrong, "lablaut/03a01Fa.lablaut", "erkennung.txt"], ""))
@@ -65,6 +67,7 @@ def test_emo_db(tmp_path: Path) -> None:
 
 
 def test_mesd(tmp_path: Path) -> None:
+    """File names: https://data.mendeley.com/datasets/cy34mh68j9/5."""
     folder = "Mexican Emotional Speech Database (MESD)"
     names = ["Anger_C_A_abajo.wav", "Happiness_F_B_masaje.wav", "Neutral_M_A_ayer.wav"]
     wrong = ["Joy_C_A_abajo.wav", "Anger_X_A_abajo.wav", "Anger_C_C_abajo.wav", "Anger_C_A_.wav"]
@@ -77,6 +80,7 @@ def test_mesd(tmp_path: Path) -> None:
 
 
 def test_ravdess(tmp_path: Path) -> None:
+    """File names: https://zenodo.org/records/1188976."""
     names = ["03-01-08-02-02-01-07.wav", "Actor_12/03-01-06-01-02-01-12.wav", "Actor_24/03-01-01-01-01-02-24.wav"]
     wrong = ["Actor_25/03-01-06-01-02-01-25.wav", "Actor_01/03-01-09-01-02-01-01.wav", "Actor_01/clip.wav"]
     wrong += ["Actor_24/03-01-01-02-01-02-24.wav", "Actor_12/03-01-06-01-02-01-13.wav"]
@@ -93,6 +97,7 @@ def test_ravdess(tmp_path: Path) -> None:
 
 
 def test_savee(tmp_path: Path) -> None:
+    """Folders and names: AudioData/Info.txt of http://kahlan.eps.surrey.ac.uk/savee/."""
     names = ["AudioData/DC/a01.wav", "AudioData/JE/sa15.wav", "AudioData/KL/n30.wav", "ALL/JK_su02.wav"]
     wrong = ["AudioData/XX/a01.wav", "AudioData/DC/b01.wav", "AudioData/DC/a1.wav"]
     wrong += ["AudioData/DC/a16.wav", "AudioData/DC/su00.wav", "AudioData/DC/n31.wav"]
@@ -108,6 +113,7 @@ def test_savee(tmp_path: Path) -> None:
 
 
 def test_tess(tmp_path: Path) -> None:
+    """File names: https://doi.org/10.5683/SP2/E8H2MF."""
     names = ["OAF_back_angry.wav", "YAF_pleasant_surprised/YAF_youth_ps.wav", "OAF_neutral/OA_bite_neutral.wav"]
     wrong = ["XAF_back_angry.wav", "OAF_back_surprised.wav", "OA_back_angry.wav", "YA_bite_neutral.wav"]
     lay_out(tmp_path, **dict.fromkeys([*names, *wrong], ""))
@@ -133,6 +139,7 @@ IEMOCAP_TEXT = (
 
 
 def test_iemocap(tmp_path: Path) -> None:
+    """Folders, tables and transcripts of the release: https://sail.usc.edu/iemocap/."""
     clip = "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_{}.wav"
     wavs = [clip.format(turn) for turn in ("F000", "F001", "F002", "M000")]
     scripted = "Session5/sentences/wav/Ses05M_script01_1b/Ses05M_script01_1b_F017.wav"
@@ -168,6 +175,7 @@ MSP_HEAD = "FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set\n"
 
 @pytest.mark.parametrize("table", ["Labels/labels_consensus.csv", "label/labels_concensus.csv"])
 def test_msp_podcast(tmp_path: Path, table: str) -> None:
+    """readme.txt of the releases: https://ecs.utdallas.edu/research/researchlabs/msp-lab/MSP-Podcast.html."""
     rows = [
         "MSP-PODCAST_0001_0008.wav,N,2.2,4.0,2.6,30,Male,Test1",
         "MSP-PODCAST_0002_0033.wav,A,5.9,2.5,5.1,Unknown,Unknown,Train",
@@ -207,6 +215,7 @@ MELD_ROW = ',4,7,"00:20:57,256","00:21:00,049"\n'
 
 @pytest.mark.parametrize("folders", [("train_splits", "dev_splits_complete", "output_repeated_splits_test"), ()])
 def test_meld(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    """Tables, and the folders of MELD.Raw: https://github.com/declare-lab/MELD, README.md."""
     train, dev, test = folders or ("train", "dev", "test")
     stray = [f"{test}/final_videos_testdia0_utt0.wav", f"{test}/._dia0_utt0.wav", f"{dev}/dia9_utt9.wav"]
     wavs = [f"{train}/dia0_utt0.wav", f"{train}/dia0_utt1.wav", f"{dev}/dia0_utt0.wav", f"{test}/dia0_utt0.wav"]
