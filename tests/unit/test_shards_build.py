@@ -4,6 +4,10 @@ import csv
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from parrot_dist.data import audio, index
 from parrot_dist.errors import UserError
 from shards import build, corpora, shard
 from shards import index as shards_index
+from tests.waiting import wait_until
 
 SPEAKERS, LABELS, TAKES = ("anna", "ben", "cleo"), ("anger", "joy"), 4
 CLIPS = len(SPEAKERS) * len(LABELS) * TAKES
@@ -207,6 +212,52 @@ def test_a_build_that_was_cut_off_goes_on_and_ends_with_the_same_bytes(corpus, t
     tars = {name for name in written if name.endswith(".tar")}
     assert tars == {name for name in made.shard_sizes if f"{name}.json" not in there}
     assert len(tars) < len(made.shard_sizes) or last == "shard-000000.tar"
+
+
+def test_a_build_that_was_killed_within_a_write_or_before_its_last_step_leaves_nothing_behind(
+    corpus, tmp_path, monkeypatch, capsys
+):
+    run(corpus, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda path, target: 1 / 0)  # what was written stays beside its place
+        with pytest.raises(ZeroDivisionError):
+            run(corpus, tmp_path / "out")
+    assert any(path.is_file() for path in (tmp_path / "out").iterdir())
+    delete = storage.delete
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete", lambda url: 1 / 0 if url.endswith("building") else delete(url))
+        with pytest.raises(ZeroDivisionError):
+            run(corpus, tmp_path / "out")
+    assert call(monkeypatch, "corpus=folder", f"source={corpus}", f"out={tmp_path / 'out'}", "shard_mb=0.05") == 0
+    assert "already built" in capsys.readouterr().out
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_build_process_that_was_killed_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch, capsys):
+    corpus, out = tmp_path / "long", tmp_path / "out"
+    rng = np.random.default_rng(0)
+    (corpus / "joy").mkdir(parents=True)
+    for number in range(240):
+        soundfile.write(corpus / "joy" / f"anna_{number}.wav", 0.2 * rng.standard_normal((44100, 2)), 44100)
+    words = ["corpus=folder", f"source={corpus}", f"out={out}", "shard_mb=0.2"]
+    with subprocess.Popen([sys.executable, "-m", "shards.build", *words]) as process:
+        try:
+            wait_until(lambda: process.poll() is not None or len(list(out.glob("building/*.json"))) > 2, poll_s=0.001)
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+    done = {
+        path.name: path.stat().st_mtime_ns
+        for path in out.glob("*.tar")
+        if (out / f"building/{path.name}.json").exists()
+    }
+    assert done
+    assert not (out / "index.parquet").exists()
+    assert call(monkeypatch, *words) == 0
+    made, _ = run(corpus, tmp_path / "whole", "shard_mb=0.2")
+    assert len(done) < len(made.shard_sizes)
+    assert done == {name: (out / name).stat().st_mtime_ns for name in done}
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_a_shard_that_got_lost_in_the_meantime_is_made_again(corpus, tmp_path, monkeypatch):
