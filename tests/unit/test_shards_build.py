@@ -1,8 +1,10 @@
 """From a corpus folder to shards and index: always the same bytes, nothing lost in silence, and back from the tars."""
 
 import csv
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -454,3 +456,22 @@ def test_a_table_without_its_columns_is_an_error(corpus):
     (corpus / "metadata.csv").write_text("file,emotion\na.wav,joy\n")
     with pytest.raises(UserError, match="no column path, label, speaker; it has file, emotion"):
         build.survey(settings(corpus, "x"))
+
+
+class Screen(io.StringIO):
+    """What stands on a terminal, with the signs that move its cursor."""
+
+    def isatty(self):
+        return True
+
+
+def test_progress_is_shown_on_a_terminal_and_nowhere_else(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "xterm")
+    words = ["corpus=folder", f"source={corpus}", f"out={tmp_path / 'out'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", Screen())
+        assert call(patch, *words, "shard_mb=0.05") == 0
+        shown = sys.stderr.getvalue()
+    assert re.search(r"building .*100%", shown)
+    assert call(monkeypatch, *words, "shard_mb=0.1") == 0
+    assert capsys.readouterr().err == ""
