@@ -145,13 +145,29 @@ def _write_aside(target: Path, data: bytes) -> Path:
 
 def list_files(url: str) -> dict[str, int]:
     """Name relative to `url` -> size in bytes, of every object below `url`, sorted by name; empty if there is none."""
+    return {name: size for name, (size, _) in list_versions(url).items()}
+
+
+def list_versions(url: str) -> dict[str, tuple[int, str]]:
+    """As `list_files`, each size with a mark that another content of the object changes, even one of the same size."""
     fs, path = filesystem(url)
     with explained(url):
         try:
             found = fs.find(path, detail=True)
         except FileNotFoundError:
             return {}
-    return {posixpath.relpath(name, path): int(info["size"] or 0) for name, info in sorted(found.items())}
+    marked = {name: (int(info["size"] or 0), _mark(name, info)) for name, info in sorted(found.items())}
+    return {posixpath.relpath(name, path): version for name, version in marked.items()}
+
+
+def _mark(name: str, info: dict[str, Any]) -> str:
+    """The entity tag of an object, the time of the last change of a file; "" for a link that leads nowhere."""
+    if "ETag" in info:
+        return str(info["ETag"])
+    try:
+        return str(Path(name).stat().st_mtime_ns)  # fsspec has that of a link, and rounds it
+    except OSError:
+        return ""
 
 
 def exists(url: str) -> bool:

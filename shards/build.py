@@ -34,6 +34,7 @@ from shards.shard import RECORDS, Plan, Sample, Shard, make_key, prepare, read_r
 FORMAT = 3  # raise it when the same input gives other bytes than before
 RECORD = "build.json"
 SHARD_NAME = re.compile(r"shard-\d{6}\.tar")
+TORN = re.compile(r"\.(shard-\d{6}\.tar|build\.json|index\.parquet)\.[0-9a-f]{32}")  # a write that was killed leaves it
 PROBES = 8  # clips that are encoded to predict the size of the others
 READERS = 32  # records read at a time; the work is waiting for the store
 REASONS = 5  # of what was left out, in the summary
@@ -47,7 +48,7 @@ class Survey(NamedTuple):
     """Path -> bytes of every file."""
     skipped: dict[str, str]
     digest: str
-    """Of everything that decides the bytes: files with their sizes, their descriptions, the settings."""
+    """Of everything that decides the bytes: files with their versions, their descriptions, the settings."""
 
 
 @exits_cleanly
@@ -55,6 +56,7 @@ def main() -> int:
     settings = parse(command_line("shards.build", __doc__).parse_args().words)
     found = survey(settings)
     if is_built(settings.out, found.digest):
+        storage.delete(storage.join(settings.out, RECORDS))  # still there if it was killed right after the index
         print(f"{settings.out}: already built")
         return 0
     index, skipped = build(settings, found)
@@ -69,7 +71,8 @@ def survey(settings: Settings) -> Survey:
     Raises:
         UserError: no such reader, no files, or none that fits the reader's rules.
     """
-    files = storage.list_files(settings.source)
+    versions = storage.list_versions(settings.source)
+    files = {path: size for path, (size, _) in versions.items()}
     if not files:
         raise UserError(f"source={settings.source}: there are no files; check the place")
     entries = list(corpora.find(settings.corpus)(settings.source, files))
@@ -84,7 +87,7 @@ def survey(settings: Settings) -> Survey:
         raise UserError(f"source={settings.source}: no file fits the layout of corpus={settings.corpus}")
     facts = {
         "format": FORMAT,
-        "clips": [[asdict(clip), files[clip.path]] for clip in clips.values()],
+        "clips": [[asdict(clip), versions[clip.path]] for clip in clips.values()],
         "settings": [settings.shard_mb, settings.normalise, settings.seed],
     }
     return Survey(list(clips.values()), files, skipped, _digest(facts))
@@ -189,7 +192,7 @@ def finished(out: str, plans: Sequence[Plan]) -> dict[str, Shard]:
 
 
 def _clear(out: str, sizes: Mapping[str, int]) -> None:
-    """Remove the shards of other builds.
+    """Remove the shards of other builds, and what killed ones left of their files.
 
     Raises:
         UserError: a shard is not there as it was written.
@@ -201,7 +204,7 @@ def _clear(out: str, sizes: Mapping[str, int]) -> None:
                 f"{out}: {name} is not there as it was written; workers need a place that all of them share"
             )
     for name in there:
-        if SHARD_NAME.fullmatch(name) and name not in sizes:
+        if (SHARD_NAME.fullmatch(name) and name not in sizes) or TORN.fullmatch(name):
             storage.delete(storage.join(out, name))
 
 

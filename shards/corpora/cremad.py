@@ -1,7 +1,7 @@
 """CREMA-D: 91 actors say 12 sentences with six emotions; `AudioWAV/1001_DFA_ANG_XX.wav`.
 
-The name holds actor, sentence, intended emotion and level; the level is not used. One file, 1040_ITH_SAD_X.wav, has a
-level of one letter. The same clips as MP3 are left out.
+The name holds actor, sentence, intended emotion and level; the level is not used. One file was called
+1040_ITH_SAD_X.wav until 2022, and is so in copies. The same clips as MP3 are left out.
 
 H. Cao et al., "CREMA-D: Crowd-sourced Emotional Multimodal Actors Dataset", IEEE Trans. Affective Computing 5(4), 2014;
 https://github.com/CheyneyComputerScience/CREMA-D
@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping
 
 from shards.corpora import Clip, Stray, is_audio
 
-NAME = re.compile(r"(?:^|/)(10(?:0[1-9]|[1-8]\d|9[01]))_([A-Z]{3})_([A-Z]{3})_(?:LO|MD|HI|XX?)\.wav$")
+NAME = re.compile(
+    r"(?:^|/)(10(?:0[1-9]|[1-8]\d|9[01]))_([A-Z]{3})_([A-Z]{3})_(?:LO|MD|HI|XX|(?<=1040_ITH_SAD_)X)\.wav$"
+)
 EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
 SENTENCES = {
     "IEO": "It's eleven o'clock",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from shards.corpora import UNKNOWN_LANGUAGE, Clip, Stray, is_audio
-from shards.tables import read_rows
+from shards.tables import REPEATED, read_rows
 
 TABLE = "metadata.csv"
 REQUIRED = ("path", "label", "speaker")
@@ -26,6 +26,9 @@ def read_table(source: str, files: Mapping[str, int], corpus: str) -> Iterator[C
     """
     listed = set()
     for row in read_rows(source, TABLE, REQUIRED):
+        if row["path"] in listed:
+            yield Stray(f"{TABLE}: {row['path']}", REPEATED)
+            continue
         listed.add(row["path"])
         yield _clip(row, files, corpus)
     yield from (Stray(path, f"not in {TABLE}") for path in files if is_audio(path) and path not in listed)

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from shards.corpora import Clip, Stray, is_audio
-from shards.tables import find_table, read_rows
+from shards.tables import REPEATED, find_table, read_rows
 
 NAME = re.compile(r"(?:^|/|_)(train|dev|test)(?:_splits)?(?:_complete)?/dia(\d+)_utt(\d+)\.wav$")
 TABLE = "{part}_sent_emo.csv"
@@ -39,11 +39,16 @@ def read(source: str, files: Mapping[str, int]) -> Iterator[Clip | Stray]:
             yield Stray(path, "not of the form <part>/dia<number>_utt<number>.wav")
         elif audio.setdefault(match.groups(), path) != path:
             yield Stray(path, f"there is {audio[match.groups()]} too")
+    named: set[str] = set()
     for part in PARTS:
         table = TABLE.format(part=part)
         for row in read_rows(source, find_table(source, files, table), COLUMNS):
             utterance = (part, row["Dialogue_ID"], row["Utterance_ID"])
             name = "{}/dia{}_utt{}.wav".format(*utterance)
+            if name in named:
+                yield Stray(f"{table}: {name}", REPEATED)
+                continue
+            named.add(name)
             found = audio.pop(utterance, None)
             yield _describe(found, row, part) if found else Stray(name, f"in {table}, but there is no such file")
     yield from (Stray(path, "not in the table of its part") for path in audio.values())

@@ -1,4 +1,4 @@
-"""SAVEE: four British men say 15 sentences per emotion; `AudioData/DC/sa01.wav`.
+"""SAVEE: four British men say 15 sentences per emotion, and 30 neutral ones; `AudioData/DC/sa01.wav`.
 
 The folder is the speaker; the letters of the name are the emotion, its digits the sentence. A copy with all files in
 one folder, as in `DC_sa01.wav`, is read too. The sentences themselves do not come with the audio.
@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping
 
 from shards.corpora import Clip, Stray, is_audio
 
-NAME = re.compile(r"(?:^|/)(DC|JE|JK|KL)[/_](sa|su|[adfhn])\d\d\.wav$")
+NAME = re.compile(r"(?:^|/)(DC|JE|JK|KL)[/_](sa|su|[adfhn])(\d\d)\.wav$")
+SENTENCES = 15
+NEUTRAL_SENTENCES = 30
 EMOTIONS = {
     "a": "anger",
     "d": "disgust",
@@ -35,5 +37,8 @@ def _describe(path: str) -> Clip | Stray:
     match = NAME.search(path)
     if not match:
         return Stray(path, "not of the form <DC, JE, JK or KL>/<emotion><number>.wav")
-    speaker, emotion = match.groups()
+    speaker, emotion, sentence = match.groups()
+    count = NEUTRAL_SENTENCES if emotion == "n" else SENTENCES
+    if not 1 <= int(sentence) <= count:
+        return Stray(path, f"{EMOTIONS[emotion]} has the sentences 01 to {count}")
     return Clip(path, EMOTIONS[emotion], speaker, "savee", "en")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 from shards.corpora import Clip, Stray, is_audio
 
-NAME = re.compile(r"(?:^|/)(OA|YA)F?_([A-Za-z-]+)_(angry|disgust|fear|happy|neutral|ps|sad)\.wav$")
+NAME = re.compile(r"(?:^|/)(OAF|YAF|OA(?=_bite_neutral))_([A-Za-z-]+)_(angry|disgust|fear|happy|neutral|ps|sad)\.wav$")
 EMOTIONS = {
     "angry": "anger",
     "disgust": "disgust",
@@ -34,5 +34,5 @@ def _describe(path: str) -> Clip | Stray:
     match = NAME.search(path)
     if not match:
         return Stray(path, "not of the form <OAF or YAF>_<word>_<emotion>.wav")
-    age, word, emotion = match.groups()
-    return Clip(path, EMOTIONS[emotion], f"{age}F", "tess", "en", f"Say the word {word}")
+    speaker, word, emotion = match.groups()
+    return Clip(path, EMOTIONS[emotion], f"{speaker[:2]}F", "tess", "en", f"Say the word {word}")

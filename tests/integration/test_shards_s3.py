@@ -41,6 +41,19 @@ def test_a_spoken_corpus_goes_to_s3_and_its_index_comes_back(bucket_url, tmp_pat
     assert "shard-000001.tar: is in the index, but there is no such file" in map(str, check.check(out))
 
 
+def test_an_object_that_was_rewritten_at_the_same_size_is_built_again(bucket_url, tmp_path):
+    make_mesd(tmp_path)
+    for name in storage.list_files(str(tmp_path)):
+        storage.write_bytes(f"{bucket_url}/corpus/{name}", (tmp_path / name).read_bytes())
+    settings = build.parse(["corpus=mesd", f"source={bucket_url}/corpus", f"out={bucket_url}/shards"])
+    before = build.survey(settings)
+    assert build.survey(settings).digest == before.digest
+    storage.write_bytes(f"{bucket_url}/corpus/{name}", (tmp_path / name).read_bytes()[:-2] + b"!!")
+    after = build.survey(settings)
+    assert after.sizes == before.sizes
+    assert after.digest != before.digest
+
+
 def test_a_cluster_that_does_not_answer_is_said(tmp_path, monkeypatch):
     make_mesd(tmp_path / "corpus")
     settings = build.parse(["corpus=mesd", f"source={tmp_path / 'corpus'}", f"out={tmp_path / 'out'}"])

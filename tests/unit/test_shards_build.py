@@ -1,7 +1,15 @@
 """From a corpus folder to shards and index: always the same bytes, nothing lost in silence, and back from the tars."""
 
 import csv
+import io
 import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +23,7 @@ from parrot_dist.data import audio, index
 from parrot_dist.errors import UserError
 from shards import build, corpora, shard
 from shards import index as shards_index
+from tests.waiting import wait_until
 
 SPEAKERS, LABELS, TAKES = ("anna", "ben", "cleo"), ("anger", "joy"), 4
 CLIPS = len(SPEAKERS) * len(LABELS) * TAKES
@@ -207,6 +216,52 @@ def test_a_build_that_was_cut_off_goes_on_and_ends_with_the_same_bytes(corpus, t
     assert len(tars) < len(made.shard_sizes) or last == "shard-000000.tar"
 
 
+def test_a_build_that_was_killed_within_a_write_or_before_its_last_step_leaves_nothing_behind(
+    corpus, tmp_path, monkeypatch, capsys
+):
+    run(corpus, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda path, target: 1 / 0)  # what was written stays beside its place
+        with pytest.raises(ZeroDivisionError):
+            run(corpus, tmp_path / "out")
+    assert any(path.is_file() for path in (tmp_path / "out").iterdir())
+    delete = storage.delete
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete", lambda url: 1 / 0 if url.endswith("building") else delete(url))
+        with pytest.raises(ZeroDivisionError):
+            run(corpus, tmp_path / "out")
+    assert call(monkeypatch, "corpus=folder", f"source={corpus}", f"out={tmp_path / 'out'}", "shard_mb=0.05") == 0
+    assert "already built" in capsys.readouterr().out
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_build_process_that_was_killed_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch, capsys):
+    corpus, out = tmp_path / "long", tmp_path / "out"
+    rng = np.random.default_rng(0)
+    (corpus / "joy").mkdir(parents=True)
+    for number in range(240):
+        soundfile.write(corpus / "joy" / f"anna_{number}.wav", 0.2 * rng.standard_normal((44100, 2)), 44100)
+    words = ["corpus=folder", f"source={corpus}", f"out={out}", "shard_mb=0.2"]
+    with subprocess.Popen([sys.executable, "-m", "shards.build", *words]) as process:
+        try:
+            wait_until(lambda: process.poll() is not None or len(list(out.glob("building/*.json"))) > 2, poll_s=0.001)
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+    done = {
+        path.name: path.stat().st_mtime_ns
+        for path in out.glob("*.tar")
+        if (out / f"building/{path.name}.json").exists()
+    }
+    assert done
+    assert not (out / "index.parquet").exists()
+    assert call(monkeypatch, *words) == 0
+    made, _ = run(corpus, tmp_path / "whole", "shard_mb=0.2")
+    assert len(done) < len(made.shard_sizes)
+    assert done == {name: (out / name).stat().st_mtime_ns for name in done}
+    assert contents(out) == contents(tmp_path / "whole")
+
+
 def test_a_shard_that_got_lost_in_the_meantime_is_made_again(corpus, tmp_path, monkeypatch):
     run(corpus, tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -227,6 +282,48 @@ def test_what_another_build_left_half_done_is_not_taken_over(corpus, tmp_path, m
             run(corpus, tmp_path / "out")
     run(corpus, tmp_path / "out", "seed=1")
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def rewrite(path):
+    """Another sound in a file of the same size."""
+    samples, rate = soundfile.read(path, always_2d=True)
+    size = path.stat().st_size
+    soundfile.write(path, samples[::-1], rate)
+    assert path.stat().st_size == size
+
+
+def test_a_file_that_was_rewritten_at_the_same_size_is_built_again(corpus, tmp_path):
+    run(corpus, tmp_path / "out")
+    rewrite(corpus / "joy" / "anna_0.wav")
+    chosen = settings(corpus, tmp_path / "out")
+    found = build.survey(chosen)
+    assert not build.is_built(chosen.out, found.digest)
+    before = contents(tmp_path / "out")
+    build.build(chosen, found)
+    run(corpus, tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh") != before
+
+
+def test_a_build_that_was_cut_off_does_not_go_on_with_other_audio(corpus, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        cut_off(patch, "index.parquet")
+        with pytest.raises(KeyboardInterrupt):
+            run(corpus, tmp_path / "out")
+    rewrite(corpus / "joy" / "anna_0.wav")
+    run(corpus, tmp_path / "out")
+    run(corpus, tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_a_copy_of_the_corpus_gives_the_same_shards_and_index(corpus, tmp_path):
+    copy = tmp_path / "elsewhere" / corpus.name
+    shutil.copytree(corpus, copy)
+    for path in copy.rglob("*.wav"):
+        os.utime(path, (0, 0))
+    run(corpus, tmp_path / "a")
+    run(copy, tmp_path / "b")
+    for name in contents(tmp_path / "a").keys() - {"build.json"}:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_shards_are_near_the_size_that_is_asked_for(corpus, tmp_path):
@@ -359,3 +456,22 @@ def test_a_table_without_its_columns_is_an_error(corpus):
     (corpus / "metadata.csv").write_text("file,emotion\na.wav,joy\n")
     with pytest.raises(UserError, match="no column path, label, speaker; it has file, emotion"):
         build.survey(settings(corpus, "x"))
+
+
+class Screen(io.StringIO):
+    """What stands on a terminal, with the signs that move its cursor."""
+
+    def isatty(self):
+        return True
+
+
+def test_progress_is_shown_on_a_terminal_and_nowhere_else(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "xterm")
+    words = ["corpus=folder", f"source={corpus}", f"out={tmp_path / 'out'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", Screen())
+        assert call(patch, *words, "shard_mb=0.05") == 0
+        shown = sys.stderr.getvalue()
+    assert re.search(r"building .*100%", shown)
+    assert call(monkeypatch, *words, "shard_mb=0.1") == 0
+    assert capsys.readouterr().err == ""

@@ -32,8 +32,10 @@ def read(corpus: str, folder: Path) -> tuple[dict[str, Clip], dict[str, str]]:
 
 
 def test_crema_d(tmp_path: Path) -> None:
+    """File names: https://github.com/CheyneyComputerScience/CREMA-D, README.md, and its AudioWAV."""
     names = ["1001_DFA_ANG_XX.wav", "1040_ITH_SAD_X.wav", "1091_WSI_NEU_XX.wav"]
     wrong = ["1092_DFA_ANG_XX.wav", "1001_DFB_ANG_XX.wav", "1001_DFA_JOY_XX.wav", "1001_DFA_ANG.wav", "._1001.wav"]
+    wrong += ["1001_DFA_ANG_X.wav"]
     lay_out(tmp_path, **{f"AudioWAV/{name}": "" for name in names + wrong})
     lay_out(tmp_path, **{"AudioMP3/1001_DFA_ANG_XX.mp3": "", "SentenceFilenames.csv": '"","Filename"\n'})
     clips, strays = read("cremad", tmp_path)
@@ -49,6 +51,7 @@ def test_crema_d(tmp_path: Path) -> None:
 
 
 def test_emo_db(tmp_path: Path) -> None:
+    """File names: http://emodb.bilderbar.info/docu/."""
     names = ["wav/03a01Fa.wav", "wav/16b10Wb.wav", "wav/08a05Nd.wav", "wav/12b03Ac.wav"]
     wrong = ["wav/04a01Fa.wav", "wav/03a03Fa.wav", "wav/03a01Xa.wav", "wav/03a01Fab.wav"]
     lay_out(tmp_path, **dict.fromkeys([*names, *wrong, "lablaut/03a01Fa.lablaut", "erkennung.txt"], ""))
@@ -64,6 +67,7 @@ def test_emo_db(tmp_path: Path) -> None:
 
 
 def test_mesd(tmp_path: Path) -> None:
+    """File names: https://data.mendeley.com/datasets/cy34mh68j9/5."""
     folder = "Mexican Emotional Speech Database (MESD)"
     names = ["Anger_C_A_abajo.wav", "Happiness_F_B_masaje.wav", "Neutral_M_A_ayer.wav"]
     wrong = ["Joy_C_A_abajo.wav", "Anger_X_A_abajo.wav", "Anger_C_C_abajo.wav", "Anger_C_A_.wav"]
@@ -76,22 +80,27 @@ def test_mesd(tmp_path: Path) -> None:
 
 
 def test_ravdess(tmp_path: Path) -> None:
-    names = ["Actor_12/03-01-06-01-02-01-12.wav", "Actor_24/03-01-01-01-01-02-24.wav"]
+    """File names: https://zenodo.org/records/1188976."""
+    names = ["03-01-08-02-02-01-07.wav", "Actor_12/03-01-06-01-02-01-12.wav", "Actor_24/03-01-01-01-01-02-24.wav"]
     wrong = ["Actor_25/03-01-06-01-02-01-25.wav", "Actor_01/03-01-09-01-02-01-01.wav", "Actor_01/clip.wav"]
+    wrong += ["Actor_24/03-01-01-02-01-02-24.wav", "Actor_12/03-01-06-01-02-01-13.wav"]
     song = "Audio_Song_Actors_01-24/Actor_01/03-02-06-01-02-01-01.wav"
     lay_out(tmp_path, **dict.fromkeys([*names, *wrong, song, "Actor_12/01-01-06-01-02-01-12.mp4"], ""))
     clips, strays = read("ravdess", tmp_path)
     assert list(clips.values()) == [
-        Clip(names[0], "fearful", "12", "ravdess", "en", "Dogs are sitting by the door"),
-        Clip(names[1], "neutral", "24", "ravdess", "en", "Kids are talking by the door"),
+        Clip(names[0], "surprised", "07", "ravdess", "en", "Dogs are sitting by the door"),
+        Clip(names[1], "fearful", "12", "ravdess", "en", "Dogs are sitting by the door"),
+        Clip(names[2], "neutral", "24", "ravdess", "en", "Kids are talking by the door"),
     ]
     assert strays.pop(song) == "song, not speech"
     assert set(strays) == set(wrong)
 
 
 def test_savee(tmp_path: Path) -> None:
+    """Folders and names: AudioData/Info.txt of http://kahlan.eps.surrey.ac.uk/savee/."""
     names = ["AudioData/DC/a01.wav", "AudioData/JE/sa15.wav", "AudioData/KL/n30.wav", "ALL/JK_su02.wav"]
     wrong = ["AudioData/XX/a01.wav", "AudioData/DC/b01.wav", "AudioData/DC/a1.wav"]
+    wrong += ["AudioData/DC/a16.wav", "AudioData/DC/su00.wav", "AudioData/DC/n31.wav"]
     lay_out(tmp_path, **dict.fromkeys([*names, *wrong, "AudioData/Info.txt"], ""))
     clips, strays = read("savee", tmp_path)
     assert {path: (clip.speaker, clip.label) for path, clip in clips.items()} == {
@@ -104,8 +113,9 @@ def test_savee(tmp_path: Path) -> None:
 
 
 def test_tess(tmp_path: Path) -> None:
+    """File names: https://doi.org/10.5683/SP2/E8H2MF."""
     names = ["OAF_back_angry.wav", "YAF_pleasant_surprised/YAF_youth_ps.wav", "OAF_neutral/OA_bite_neutral.wav"]
-    wrong = ["XAF_back_angry.wav", "OAF_back_surprised.wav"]
+    wrong = ["XAF_back_angry.wav", "OAF_back_surprised.wav", "OA_back_angry.wav", "YA_bite_neutral.wav"]
     lay_out(tmp_path, **dict.fromkeys([*names, *wrong], ""))
     clips, strays = read("tess", tmp_path)
     assert clips[names[0]] == Clip(names[0], "anger", "OAF", "tess", "en", "Say the word back")
@@ -129,6 +139,7 @@ IEMOCAP_TEXT = (
 
 
 def test_iemocap(tmp_path: Path) -> None:
+    """Folders, tables and transcripts of the release: https://sail.usc.edu/iemocap/."""
     clip = "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_{}.wav"
     wavs = [clip.format(turn) for turn in ("F000", "F001", "F002", "M000")]
     scripted = "Session5/sentences/wav/Ses05M_script01_1b/Ses05M_script01_1b_F017.wav"
@@ -162,21 +173,26 @@ def test_iemocap(tmp_path: Path) -> None:
 MSP_HEAD = "FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set\n"
 
 
-def test_msp_podcast(tmp_path: Path) -> None:
+@pytest.mark.parametrize("table", ["Labels/labels_consensus.csv", "label/labels_concensus.csv"])
+def test_msp_podcast(tmp_path: Path, table: str) -> None:
+    """readme.txt of the releases: https://ecs.utdallas.edu/research/researchlabs/msp-lab/MSP-Podcast.html."""
     rows = [
         "MSP-PODCAST_0001_0008.wav,N,2.2,4.0,2.6,30,Male,Test1",
         "MSP-PODCAST_0002_0033.wav,A,5.9,2.5,5.1,Unknown,Unknown,Train",
         "MSP-PODCAST_0003_0001.wav,X,4.0,4.0,4.0,39,Male,Development",
         "MSP-PODCAST_0004_0001.wav,Q,4.0,4.0,4.0,39,Male,Train",
         "MSP-PODCAST_0005_0001.wav,H,4.0,4.0,4.0,39,Male,Train",
+        "MSP-PODCAST_test3_0002.wav,N,4.0,4.0,4.0,39,Male,Test3",
     ]
     audio = [f"Audios/MSP-PODCAST_{turn}.wav" for turn in ("0001_0008", "0002_0033", "0003_0001", "0004_0001")]
-    hidden = "Audios/MSP-PODCAST_test3_0001.wav"
+    hidden = [f"Audios/MSP-PODCAST_test3_000{number}.wav" for number in (1, 2)]
+    earlier = "Previous_releases_information/files_removed_from_prev_versions/v1.10_removed_files/MSP-PODCAST_9.wav"
     lay_out(
         tmp_path,
-        **dict.fromkeys([*audio, hidden, "readme.txt", "Partitions.txt"], ""),
+        **dict.fromkeys([*audio, *hidden, earlier, "readme.txt", "Partitions.txt"], ""),
         **{
-            "Labels/labels_consensus.csv": MSP_HEAD + "\n".join(rows) + "\n",
+            table: MSP_HEAD + "\n".join(rows) + "\n",
+            f"Previous_releases_information/previous_releases_info/v1.10/{table}": MSP_HEAD,
             "Transcripts/MSP-PODCAST_0001_0008.txt": "And so it was.\n",
         },
     )
@@ -188,7 +204,9 @@ def test_msp_podcast(tmp_path: Path) -> None:
     assert strays[audio[2]] == "the annotators do not agree (X)"
     assert "'Q'" in strays[audio[3]]
     assert "no such file" in strays["MSP-PODCAST_0005_0001.wav"]
-    assert "Test3" in strays[hidden]
+    assert "not in" in strays[hidden[0]]
+    assert strays[hidden[1]] == "of Test3, whose labels are not published"
+    assert strays[earlier] == "of an earlier release"
 
 
 MELD_HEAD = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime\n"
@@ -197,6 +215,7 @@ MELD_ROW = ',4,7,"00:20:57,256","00:21:00,049"\n'
 
 @pytest.mark.parametrize("folders", [("train_splits", "dev_splits_complete", "output_repeated_splits_test"), ()])
 def test_meld(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    """Tables, and the folders of MELD.Raw: https://github.com/declare-lab/MELD, README.md."""
     train, dev, test = folders or ("train", "dev", "test")
     stray = [f"{test}/final_videos_testdia0_utt0.wav", f"{test}/._dia0_utt0.wav", f"{dev}/dia9_utt9.wav"]
     wavs = [f"{train}/dia0_utt0.wav", f"{train}/dia0_utt1.wav", f"{dev}/dia0_utt0.wav", f"{test}/dia0_utt0.wav"]
@@ -221,6 +240,35 @@ def test_meld(tmp_path: Path, folders: tuple[str, ...]) -> None:
     assert set(strays) == {*stray, "train/dia125_utt3.wav"}
 
 
+def test_equal_copies_of_a_table_are_one(tmp_path: Path) -> None:
+    tables = {
+        f"{part}_sent_emo.csv": MELD_HEAD + f"1,Hey!,Joey,joy,positive,0,0{MELD_ROW}"
+        for part in ("train", "dev", "test")
+    }
+    lay_out(
+        tmp_path,
+        **{"train/dia0_utt0.wav": ""},
+        **{f"{folder}/{name}": text for folder in ("MELD.Raw", "MELD/data/MELD") for name, text in tables.items()},
+    )
+    assert list(read("meld", tmp_path)[0]) == ["train/dia0_utt0.wav"]
+
+
+@pytest.mark.parametrize(
+    ("corpus", "clip", "tables"),
+    [
+        ("meld", "train/dia0_utt0.wav", {"train_sent_emo.csv": MELD_HEAD + 2 * f"1,Hey!,Joey,joy,,0,0{MELD_ROW}"}),
+        ("msp_podcast", "MSP_1.wav", {"labels_consensus.csv": MSP_HEAD + 2 * "MSP_1.wav,N,2,4,2,30,Male,Train\n"}),
+        ("folder", "a.wav", {"metadata.csv": "path,label,speaker\na.wav,joy,kim\na.wav,anger,kim\n"}),
+    ],
+)
+def test_a_clip_of_two_rows_is_taken_once_and_not_named_as_left_out(
+    tmp_path: Path, corpus: str, clip: str, tables: dict[str, str]
+) -> None:
+    lay_out(tmp_path, **{clip: ""}, **({"dev_sent_emo.csv": MELD_HEAD, "test_sent_emo.csv": MELD_HEAD} | tables))
+    clips, strays = read(corpus, tmp_path)
+    assert (list(clips), list(strays)) == ([clip], [f"{next(iter(tables))}: {clip}"])
+
+
 def test_two_files_for_one_turn_are_not_mixed_up(tmp_path: Path) -> None:
     lay_out(
         tmp_path,
@@ -235,9 +283,14 @@ def test_two_files_for_one_turn_are_not_mixed_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tables", "told"),
     [
-        ({}, r"needs one labels_consensus\.csv, and there are none"),
-        (dict.fromkeys(["a/labels_consensus.csv", "b/labels_consensus.csv"], ""), "there are a/.*, b/"),
+        ({}, r"needs one labels_consensus\.csv or labels_concensus\.csv, and there are none"),
+        ({"a/labels_consensus.csv": "", "b/labels_consensus.csv": "\n"}, "there are a/.*, b/.*, which differ"),
         ({"labels_consensus.csv": "FileName,EmoClass\n"}, "no column SpkrID, Split_Set; it has FileName, EmoClass"),
+        ({"labels_consensus.csv": f'"{MSP_HEAD * 3000}'}, r"labels_consensus\.csv: not a CSV table .* stray quotation"),
+        (
+            {"labels_consensus.csv": f'{MSP_HEAD}a.wav,N,"2{",3" * 70000}\n'},
+            r"labels_consensus\.csv: not a CSV table .* line 1\)",
+        ),
     ],
 )
 def test_a_table_that_cannot_be_used_is_an_error(tmp_path: Path, tables: dict[str, str], told: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,17 @@ def test_listing_names_sizes_below_a_place(tmp_path: Path) -> None:
     storage.delete(str(tmp_path / "a"))
     storage.delete(str(tmp_path / "a"))
     assert not storage.exists(str(tmp_path / "a"))
+
+
+def test_a_version_changes_with_the_content_also_behind_a_link(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "kept" / "a"), b"12")
+    (tmp_path / "seen").mkdir()
+    (tmp_path / "seen" / "a").symlink_to(tmp_path / "kept" / "a")
+    (tmp_path / "seen" / "gone").symlink_to(tmp_path / "nowhere")
+    before = storage.list_versions(str(tmp_path / "seen"))
+    assert storage.list_versions(str(tmp_path / "seen")) == before
+    assert [size for size, _ in before.values()] == [2, 0]
+    os.utime(tmp_path / "kept" / "a", ns=(0, int(before["a"][1]) + 1))
+    after = storage.list_versions(str(tmp_path / "seen"))
+    assert before["a"] != after["a"]
+    assert before["gone"] == after["gone"]
