@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,16 @@ MAX_SAMPLES = 3600 * SAMPLE_RATE  # an hour; a small file that claims more is da
 Waveform = npt.NDArray[np.float32]
 
 
-def decode(data: bytes) -> Waveform:
+def empty(samples: int) -> Waveform:
+    """Memory for a waveform (samples,)."""
+    return np.empty(samples, np.float32)
+
+
+def decode(data: bytes, memory: Callable[[int], Waveform] = empty) -> Waveform:
     """The waveform (N,) in the bytes of an audio file: FLAC, WAV or whatever else libsndfile reads.
 
-    Channels are averaged; other rates than 16 kHz are resampled; the amplitude is left as it is.
+    Channels are averaged; other rates than 16 kHz are resampled; the amplitude is left as it is. One channel is decoded
+    into what `memory` gives for so many samples.
 
     Raises:
         ValueError: no audio, empty, over an hour (also when only its header says so), or not finite.
@@ -32,13 +39,12 @@ def decode(data: bytes) -> Waveform:
             longest = max(file.frames * file.channels, file.frames * SAMPLE_RATE // rate)
             if longest > MAX_SAMPLES:
                 raise ValueError(f"{file.frames} frames of {file.channels} channels at {rate} Hz are over an hour")
-            frames = file.read(dtype="float32", always_2d=True)
+            frames = file.read(dtype="float32", out=memory(file.frames) if file.channels == 1 else None)
             integers = file.subtype.startswith("PCM")
     except soundfile.SoundFileError as error:
         reason = getattr(error, "error_string", "unknown format").rstrip(".")
         raise ValueError(f"not a readable audio file ({reason})") from error
-    # The mean of one channel would take a sixth of the whole time.
-    waveform: Waveform = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1, dtype=np.float32)
+    waveform: Waveform = frames if frames.ndim == 1 else frames.mean(axis=1, dtype=np.float32)
     if rate != SAMPLE_RATE:
         waveform = soxr.resample(waveform, rate, SAMPLE_RATE)
     if not len(waveform):

@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from parrot_dist import storage
+from parrot_dist.data.audio import empty
 from parrot_dist.data.index import Index, Strings
 from parrot_dist.data.plan import Layout, Rows
-from parrot_dist.data.stream import READERS, Skipped, fetch
+from parrot_dist.data.stream import READERS, Memory, Skipped, fetch
 from parrot_dist.encoders import Activation
 
 HEADER = struct.Struct("<2I3I")  # checksum of all behind it, steps, shape
@@ -152,8 +153,8 @@ class FrozenCorpus:
         found = fetch(self.url, self.shards, self.layout, rows[self.layout.size[rows] > 0])
         return {row: found.get(row, b"") for row in rows.tolist()}
 
-    def decode(self, row: int, data: bytes) -> Kept | Skipped:
-        """The activation of a row.
+    def decode(self, row: int, data: bytes, memory: Memory = empty) -> Kept | Skipped:
+        """The activation of a row; `memory` is for waveforms.
 
         Raises:
             OSError: the record was changed on storage.

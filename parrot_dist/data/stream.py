@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from parrot_dist import storage
-from parrot_dist.data.audio import SAMPLE_RATE
+from parrot_dist.data.audio import SAMPLE_RATE, Waveform, empty
 from parrot_dist.data.augmentation import Augmentation
 from parrot_dist.data.index import BrokenSample, Index, read_sample
 from parrot_dist.data.nodecache import NodeCache
@@ -28,7 +28,6 @@ from parrot_dist.errors import UserError
 
 READERS = 8  # concurrent requests of one process
 PREFETCH = 4  # parts of a step that a data worker decodes ahead
-NOTHING = np.zeros(0, np.float32)
 HEAD = 1 / 32  # of a window's bytes: what may be read twice so that the first step need not wait for a whole window
 
 
@@ -49,6 +48,15 @@ class Skipped:
     reason: str
 
 
+class Part(NamedTuple):
+    """What some lanes give to a step: rows, and the bytes of each."""
+
+    step: int
+    lanes: list[int]
+    samples: list[tuple[int, bytes]]
+
+
+Memory = Callable[[int], Waveform]
 Sample = TypeVar("Sample", covariant=True)
 
 
@@ -70,8 +78,8 @@ class Source(Protocol[Sample]):
     def read(self, rows: Rows) -> dict[int, bytes]:
         """Row -> its bytes."""
 
-    def decode(self, row: int, data: bytes) -> Sample | Skipped:
-        """The sample in these bytes."""
+    def decode(self, row: int, data: bytes, memory: Memory = empty) -> Sample | Skipped:
+        """The sample in these bytes; a waveform lies in what `memory` gave for it, if that saves a copy."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +114,11 @@ class Corpus:
         """The bytes of samples, read in runs, see `fetch`."""
         return fetch(self.url, self.shards, self.layout, rows, self.cache)
 
-    def decode(self, row: int, data: bytes) -> Utterance | Skipped:
+    def decode(self, row: int, data: bytes, memory: Memory = empty) -> Utterance | Skipped:
         """The utterance in the tar bytes of a sample."""
         key = str(self.keys[row])
-        try:
-            waveform = read_sample(data, key)
+        try:  # of what is cut, the rest would only take room
+            waveform = read_sample(data, key, lambda n: memory(n) if n <= self.max_samples else empty(n))
         except BrokenSample as broken:
             return Skipped(row, key, broken.reason)
         return Utterance(row, waveform[: self.max_samples])
@@ -136,6 +144,10 @@ class RankStream(IterableDataset[list[Sample | Skipped]]):
         self.augmentation = augmentation
 
     def __iter__(self) -> Iterator[list[Sample | Skipped]]:
+        return (self.decode(part) for part in self.parts())
+
+    def parts(self) -> Iterator[Part]:
+        """What the steps consist of, as it was read."""
         worker = get_worker_info()
         mine = rank_lanes(len(self.lanes), worker.id, worker.num_workers) if worker else range(len(self.lanes))
         lanes = [self.lanes[i] for i in mine]
@@ -144,11 +156,15 @@ class RankStream(IterableDataset[list[Sample | Skipped]]):
             samples = [self._samples(pool, lane) for lane in lanes]
             for step in range(self.start, self.plan.steps):
                 counts = [len(self.plan.lane_step(lane, step)) for lane in lanes]
-                parts = [islice(lane, count) for lane, count in zip(samples, counts, strict=True)]
-                items = [self.source.decode(row, data) for part in parts for row, data in part]
-                yield items if self.augmentation is None else self._augment(items, step, lanes)
+                taken = [islice(lane, count) for lane, count in zip(samples, counts, strict=True)]
+                yield Part(step, lanes, [sample for lane in taken for sample in lane])
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def decode(self, part: Part, memory: Memory = empty) -> list[Sample | Skipped]:
+        """The samples of a part; `memory`: see `Source.decode`."""
+        items = [self.source.decode(row, data, memory) for row, data in part.samples]
+        return items if self.augmentation is None else self._augment(items, part)
 
     def _samples(self, pool: Executor, lane: int) -> Iterator[tuple[int, bytes]]:
         """Row and bytes of the samples of a lane from step `start` on."""
@@ -169,13 +185,13 @@ class RankStream(IterableDataset[list[Sample | Skipped]]):
         """Bytes that reading these takes."""
         return sum(end - begin for _, begin, end in spans(self.source.layout, rows))
 
-    def _augment(self, items: list[Any], step: int, lanes: list[int]) -> list[Any]:
+    def _augment(self, items: list[Any], part: Part) -> list[Any]:
         assert self.augmentation is not None
         return [
-            replace(item, waveform=self.augmentation.apply(item.waveform, step, draw))
+            replace(item, waveform=self.augmentation.apply(item.waveform, part.step, draw))
             if isinstance(item, Utterance)
             else item
-            for item, draw in zip(items, self.plan.draws(step, lanes).tolist(), strict=True)
+            for item, draw in zip(items, self.plan.draws(part.step, part.lanes).tolist(), strict=True)
         ]
 
 
@@ -242,15 +258,16 @@ def iterate(stream: RankStream[Sample], workers: int) -> Iterator[list[Sample | 
 
 
 class _Sent(NamedTuple):
-    """An utterance on its way between processes: its row, and the samples of its waveform."""
+    """An utterance on its way between processes: its row, and where in shared memory its waveform begins."""
 
     row: int
-    length: int
+    begin: int
+    samples: int
 
 
 @dataclass(frozen=True)
 class _Parcel:
-    """A part of a step on its way between processes: the waveforms lie end to end in shared memory number `place`.
+    """A part of a step on its way between processes: the waveforms lie in shared memory number `place`.
 
     That is `memory` from now on, or where it is None, the one that the parcel before at this place brought.
     """
@@ -258,6 +275,50 @@ class _Parcel:
     items: list[Any]
     place: int
     memory: Tensor | None
+
+
+class _Room:
+    """Shared memory for the waveforms of a part of a step.
+
+    They are decoded into it; what lies elsewhere, since it was changed or found no room, is copied in.
+    """
+
+    def __init__(self) -> None:
+        self._grow(0)
+
+    def _grow(self, samples: int) -> None:
+        self.shared = torch.zeros(samples).share_memory_()  # type: ignore[no-untyped-call]
+        self._memory: Waveform = self.shared.numpy()
+        self.clear()
+
+    def clear(self) -> None:
+        """What is here is not needed any more."""
+        self._used = 0
+
+    def take(self, samples: int) -> Waveform:
+        """Memory for a waveform, here if there is room."""
+        begin, end = self._used, self._used + samples
+        if end > len(self._memory):
+            return empty(samples)
+        self._used = end
+        return self._memory[begin:end]
+
+    def bring(self, waves: list[Waveform]) -> list[int]:
+        """Where each of the waveforms, from now on, begins here."""
+        places = [self._find(wave) for wave in waves]
+        away = [i for i, place in enumerate(places) if place is None]
+        needed = self._used + sum(len(waves[i]) for i in away)
+        if needed > len(self._memory):
+            self._grow(needed + needed // 4)
+            away = list(range(len(waves)))
+        for i in away:
+            places[i] = self._used
+            self.take(len(waves[i]))[:] = waves[i]
+        return [place for place in places if place is not None]
+
+    def _find(self, wave: Waveform) -> int | None:
+        place = (wave.ctypes.data - self._memory.ctypes.data) // wave.itemsize
+        return place if 0 <= place < len(self._memory) else None
 
 
 class _Parcels(IterableDataset[_Parcel | UserError]):
@@ -279,17 +340,18 @@ class _Parcels(IterableDataset[_Parcel | UserError]):
     def _pack(self) -> Iterator[_Parcel]:
         worker = get_worker_info()
         first = worker.id * (PREFETCH + 1) if worker else 0
-        memory = [torch.zeros(0)] * (PREFETCH + 1)
-        for number, items in enumerate(self.stream):
-            place = number % len(memory)
-            waves = [item.waveform for item in items if isinstance(item, Utterance)]
-            size = sum(map(len, waves))
-            new = None
-            if size > len(memory[place]):
-                new = memory[place] = torch.zeros(size + size // 4).share_memory_()  # type: ignore[no-untyped-call]
-            np.concatenate(waves or [NOTHING], out=memory[place][:size].numpy())
-            sent = [_Sent(item.row, len(item.waveform)) if isinstance(item, Utterance) else item for item in items]
-            yield _Parcel(sent, first + place, new)
+        rooms = [_Room() for _ in range(PREFETCH + 1)]
+        for number, part in enumerate(self.stream.parts()):
+            place = number % len(rooms)
+            room = rooms[place]
+            room.clear()
+            memory, items = room.shared, self.stream.decode(part, room.take)
+            begins = iter(room.bring([item.waveform for item in items if isinstance(item, Utterance)]))
+            sent = [
+                _Sent(item.row, next(begins), len(item.waveform)) if isinstance(item, Utterance) else item
+                for item in items
+            ]
+            yield _Parcel(sent, first + place, None if room.shared is memory else room.shared)
 
 
 class _Unending(Iterator[_Parcel | UserError]):
@@ -324,6 +386,8 @@ def _unpack(parcels: Iterable[_Parcel | UserError]) -> Iterator[list[Any]]:
             raise parcel
         if parcel.memory is not None:
             memory[parcel.place] = parcel.memory.numpy()
-        ends = np.cumsum([item.length for item in parcel.items if isinstance(item, _Sent)], dtype=np.int64)
-        waves = iter(np.split(memory.get(parcel.place, NOTHING), ends))
-        yield [Utterance(item.row, next(waves)) if isinstance(item, _Sent) else item for item in parcel.items]
+        waves = memory.get(parcel.place, empty(0))
+        yield [
+            Utterance(item.row, waves[item.begin : item.begin + item.samples]) if isinstance(item, _Sent) else item
+            for item in parcel.items
+        ]

@@ -18,7 +18,18 @@ from parrot_dist import storage
 from parrot_dist.data.augmentation import Augmentation
 from parrot_dist.data.index import read_index
 from parrot_dist.data.plan import EpochPlan, Layout, rank_lanes, shuffled_epoch, spans
-from parrot_dist.data.stream import HEAD, PREFETCH, Corpus, RankStream, Skipped, Utterance, _Parcels, iterate
+from parrot_dist.data.stream import (
+    HEAD,
+    PREFETCH,
+    Corpus,
+    Part,
+    RankStream,
+    Skipped,
+    Utterance,
+    _Parcels,
+    _Room,
+    iterate,
+)
 from parrot_dist.errors import UserError
 from tests.corpus import write_corpus
 
@@ -131,11 +142,14 @@ def test_data_workers_change_nothing(corpus: Corpus) -> None:
 def test_a_data_worker_that_failed_never_ends(failure: Exception) -> None:
     """A loader gives the turns of one that ended to the others, whose shared memory is then used again too soon."""
 
-    def steps() -> Iterator[list[Utterance]]:
-        yield [Utterance(0, np.ones(3, np.float32))]
-        raise failure
+    class Failing(RankStream):
+        def parts(self) -> Iterator[Part]:
+            yield Part(0, [0], [(0, b"")])
+            raise failure
 
-    parcels = iter(_Parcels(steps()))  # type: ignore[arg-type]
+    layout = Layout(*np.zeros((3, 1), np.int64))
+    plan = shuffled_epoch(layout, [0], seed=0, epoch=0, lanes=1, batch_size=1, window=1, drop_last=False)
+    parcels = iter(_Parcels(Failing(Heap(layout), plan, range(1))))
 
     def following() -> object:
         try:
@@ -144,6 +158,24 @@ def test_a_data_worker_that_failed_never_ends(failure: Exception) -> None:
             return raised
 
     assert [following() for _ in range(4)][1:] == [failure] * 3
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(1, 50), st.booleans()), max_size=6), max_size=8))
+def test_what_is_brought_into_a_room_lies_there(parts: list[list[tuple[int, bool]]]) -> None:
+    room, number = _Room(), 0
+    for part in parts:
+        room.clear()
+        waves = []
+        for samples, decoded in part:
+            wave = room.take(samples) if decoded else np.empty(samples, np.float32)
+            wave[:] = number = number + 1
+            waves.append(wave[: samples // 2 + 1])  # as one that is cut
+        shared = room.shared
+        begins = room.bring(waves)
+        if room.shared is not shared:  # it grew, and did not without need
+            assert len(shared) < sum(samples for samples, _ in part) < len(room.shared) * 2
+        for begin, wave in zip(begins, waves, strict=True):
+            np.testing.assert_array_equal(room.shared[begin : begin + len(wave)].numpy(), wave)
 
 
 def test_data_workers_are_not_forked_from_a_process_with_clients() -> None:
@@ -262,14 +294,14 @@ class Heap:
     def read(self, rows: np.ndarray) -> dict[int, bytes]:
         return {row: Held(int(self.layout.size[row])) for row in rows.tolist()}
 
-    def decode(self, row: int, data: bytes) -> Utterance:
+    def decode(self, row: int, data: bytes, memory: object = None) -> Utterance:
         return Utterance(row, np.zeros(1, np.float32))
 
 
 class Parents(Heap):
     """A source that tells which process started its own."""
 
-    def decode(self, row: int, data: bytes) -> Skipped:
+    def decode(self, row: int, data: bytes, memory: object = None) -> Skipped:
         return Skipped(row, "", str(os.getppid()))
 
 
