@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from parrot_dist import configuration
 from parrot_dist.config import Config
 from parrot_dist.local.encoders import write_random_encoders
 from parrot_dist.training import checkpoint
+from parrot_dist.training.evaluation import evaluate
 from parrot_dist.training.inference import Place
 from parrot_dist.training.loop import train_rank
 from parrot_dist.training.model import MODEL_PART, REFERENCE_PART, ParrotModel, load_checkpoint
@@ -81,6 +83,29 @@ def test_the_world_size_changes_nothing_but_the_rounding(
     assert how == "finished"
     assert losses(events) == pytest.approx(undisturbed[1], rel=1e-4)
     assert distance(trained_parameters(settings), trained_parameters(undisturbed[0])) < 1e-3
+
+
+def test_a_corpus_smaller_than_the_number_of_ranks_trains_on_them_as_on_one(ground: Path, tmp_path: Path) -> None:
+    """Three speakers with three utterances each: one trains, one validates, one tests."""
+    corpus = write_corpus(str(tmp_path / "corpus"), speakers=3, clips=3, seconds=0.4)
+    words = (f"data.shards={corpus}", "data.split.folds=3", "optim.epochs=3")
+    one, four, parts = (job(ground, tmp_path / name, *words) for name in ("one", "four", "parts"))
+    task = open_task(one)
+    assert len(task.parts.train) == len(task.parts.validation) == len(task.parts.test) == 3
+    (how, alone), (_, shared) = train(one, 1, tmp_path), train(four, 4, tmp_path)
+    assert how == "finished"
+    assert len(losses(alone)) == 3
+    assert losses(shared) == pytest.approx(losses(alone), rel=1e-4)
+    assert distance(trained_parameters(four), trained_parameters(one)) < 1e-3
+    assert train(parts, 4, tmp_path, stop_at=2)[0] == "stopped"
+    assert train(parts, 4, tmp_path)[0] == "finished"
+    ours, theirs = trained_parameters(parts), trained_parameters(four)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    _, model, reference = load_checkpoint(checkpoint.locate(parts.run_url))
+    assert reference is not None
+    assert len(reference.R_p) == 3
+    found = evaluate(task, model, reference, task.parts.test, Place())
+    assert all(np.isfinite(logits).all() for logits in found.logits.values())
 
 
 def fifty_steps(ground: Path, folder: Path, world: int) -> list[float]:
