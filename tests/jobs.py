@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch.distributed as dist
 
@@ -13,9 +14,10 @@ from parrot_dist import configuration, storage
 from parrot_dist.local.cluster import client_environment
 from parrot_dist.local.encoders import write_random_encoders
 from parrot_dist.training import checkpoint
+from parrot_dist.training.checkpoint import Found
 from parrot_dist.training.inference import Place
 from parrot_dist.training.loop import train_rank
-from parrot_dist.training.model import MODEL_PART
+from parrot_dist.training.model import MODEL_PART, REFERENCE_PART
 from tests.corpus import CLASSES, write_corpus
 from tests.ranks import Listener
 from tests.waiting import wait_until
@@ -65,6 +67,15 @@ def train_here(words: list[str]) -> str:
     finally:
         dist.destroy_process_group()
     return job.run_url
+
+
+def copy_without_reference(found: Found, url: str) -> None:
+    """Write to `url` what `found` would be, had its run been killed while it stopped."""
+    files = {name: facts for name, facts in found.manifest.files.items() if name != REFERENCE_PART}
+    for name in files:
+        storage.write_bytes(storage.join(url, name), checkpoint.read_part(found, name))
+    manifest = json.dumps(asdict(replace(found.manifest, files=files)))
+    storage.write_bytes(storage.join(url, checkpoint.MANIFEST), manifest.encode())
 
 
 class Driver:

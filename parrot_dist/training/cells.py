@@ -88,7 +88,7 @@ class Trial(Loop):
 
     best: tuple[float, dict[str, Tensor]] | None = None
 
-    def save(self, score: float | None) -> None:
+    def save(self, score: float | None, hurry: bool = False) -> None:
         """Remember the trained parameters if this epoch's `score` is the highest, the earliest of equals."""
         if score is not None and (self.best is None or round(score, DIGITS) > self.best[0]):
             self.best = round(score, DIGITS), {name: x.detach().clone() for name, x in self.model.trained().items()}

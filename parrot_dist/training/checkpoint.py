@@ -77,14 +77,31 @@ class Found:
 
 def save(run_url: str, manifest: Manifest, parts: Mapping[str, bytes]) -> str:
     """Write a checkpoint below `run_url` and return its URL; returns when it is complete."""
-    url = storage.join(run_url, FOLDER, f"step-{manifest.step:08d}")
+    url = _url(run_url, manifest.step)
     storage.delete(storage.join(url, MANIFEST))  # an older try at this step must not vouch for the new parts
+    _write_parts(url, replace(manifest, files={}), parts)
+    return url
+
+
+def add_part(run_url: str, step: int, name: str, data: bytes) -> None:
+    """Add a part to the complete checkpoint at `step`, which is complete at every moment, without it or with it."""
+    url = _url(run_url, step)
+    manifest = _read_manifest(url)
+    assert manifest is not None
+    _write_parts(url, manifest, {name: data})
+
+
+def _url(run_url: str, step: int) -> str:
+    return storage.join(run_url, FOLDER, f"step-{step:08d}")
+
+
+def _write_parts(url: str, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
+    """Write `parts`, and then `manifest` with them added to what it names."""
     for name, data in parts.items():
         storage.write_bytes(storage.join(url, name), data)
     files = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in parts.items()}
-    text = json.dumps(asdict(replace(manifest, files=files)), indent=1)
+    text = json.dumps(asdict(replace(manifest, files=manifest.files | files)), indent=1)
     storage.write_bytes(storage.join(url, MANIFEST), text.encode())
-    return url
 
 
 def find_all(run_url: str) -> list[Found]:
@@ -167,8 +184,8 @@ def retain(run_url: str, keep: int) -> None:
 class Writer:
     """Saves checkpoints in the background, one at a time, so that training goes on during the upload."""
 
-    def __init__(self, run_url: str, keep: int, tell: Callable[[int, str], None] = lambda step, url: None) -> None:
-        """`tell` is called with step and URL of every checkpoint that is complete, in another thread."""
+    def __init__(self, run_url: str, keep: int, tell: Callable[..., None] = lambda **_: None) -> None:
+        """`tell` is called with `step` and `url` of every checkpoint that is complete, in another thread."""
         self._run_url, self._keep, self._tell = run_url, keep, tell
         self._pool = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
@@ -185,7 +202,7 @@ class Writer:
             pending.result()
 
     def _save(self, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
-        self._tell(manifest.step, save(self._run_url, manifest, parts))
+        self._tell(step=manifest.step, url=save(self._run_url, manifest, parts))
         retain(self._run_url, self._keep)
 
 

@@ -19,7 +19,7 @@ from parrot_dist.config import Config
 from parrot_dist.data.plan import EpochPlan
 from parrot_dist.data.stream import Skipped, Source
 from parrot_dist.errors import Unreachable, UserError
-from parrot_dist.fusion import row_keys
+from parrot_dist.fusion import Reference, row_keys
 from parrot_dist.reporting.history import EpochRecord
 from parrot_dist.reporting.metrics import DIGITS, score
 from parrot_dist.training import checkpoint
@@ -29,7 +29,7 @@ from parrot_dist.training.model import CONFIG_PART, Inputs, ParrotModel, build_m
 from parrot_dist.training.monitor import Listener, Stopped
 from parrot_dist.training.optimizer import build_optimizer
 from parrot_dist.training.prefix import open_feeds
-from parrot_dist.training.reference import fit_reference
+from parrot_dist.training.reference import add_reference, fit_reference
 from parrot_dist.training.snapshot import State, dump_parts, restore
 from parrot_dist.training.task import Task, open_task
 
@@ -92,7 +92,7 @@ class Loop:
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=self.config.optim.precision == "fp16")
         self.state = State()
         self.clock = Clock()
-        self.writer = Writer(self.config.run_url, self.config.checkpoint.keep, self._tell)
+        self.writer = Writer(self.config.run_url, self.config.checkpoint.keep, partial(reporter.put, "checkpoint"))
         self.saved: int | None = None  # the step of the newest checkpoint
         self.named: set[str] = set()
         self.reported = 0.0
@@ -215,7 +215,7 @@ class Loop:
         if failed.any():
             raise UserError(next(text for text in self.place.collect(failure) if text))
         if stopped.any():
-            self.save(score=None)
+            self.save(score=None, hurry=True)
             self.writer.wait()
             raise Stopped
         self.state.skipped += int(broken.sum())
@@ -345,14 +345,23 @@ class Loop:
             non_finite=self.state.non_finite,
         )
 
-    def save(self, score: float | None) -> None:
-        """Start a checkpoint of what is now, unless there is one; every rank calls, the first one writes."""
+    def save(self, score: float | None, hurry: bool = False) -> None:
+        """Start a checkpoint of what is now, unless there is one; every rank calls, the first one writes.
+
+        In a `hurry`, with perhaps seconds to live, what it takes to go on is complete before there are reference rows.
+        """
         if score is None and self.saved == self.state.step:
             return  # what is there is as good, and at an epoch's end better
         self.saved = self.state.step
-        reference = fit_reference(self.task, self.feeds, self.model, self.place) if score is not None else None
-        if self.place.rank != 0:
-            return
+        everything = self.task, self.feeds, self.model, self.place
+        reference = None if hurry else fit_reference(*everything)
+        if self.place.rank == 0:
+            self._write(score, reference)
+        if hurry:
+            self.writer.wait()
+            add_reference(*everything, self.state.step)
+
+    def _write(self, score: float | None, reference: Reference | None) -> None:
         manifest = Manifest(
             step=self.state.step,
             epoch=self.state.epoch,
@@ -365,9 +374,6 @@ class Loop:
         )
         parts: dict[str, Any] = dump_parts(self.state, self.model, self.optimizer, self.scaler, reference)
         self.writer.save(manifest, parts | {CONFIG_PART: self.config_part})
-
-    def _tell(self, step: int, url: str) -> None:
-        self.reporter.put("checkpoint", step=step, url=url)
 
 
 def next_or_error(batches: Iterator[Batch]) -> Batch | UserError:

@@ -184,7 +184,10 @@ def require_reference(found: Found, model: ParrotModel, reference: Reference | N
         UserError: its head transports, and it has no rows to transport to.
     """
     if model.head.needs_reference and reference is None:
-        raise UserError(f"{found.url}: saved within an epoch, without reference rows; take one from an epoch's end")
+        raise UserError(
+            f"{found.url}: without reference rows, since its run was killed before it had added them; let the run go "
+            "on, or take another checkpoint"
+        )
 
 
 def check_encoders(model: ParrotModel, found: Found) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-from safetensors.torch import save as save_tensors
 
 from parrot_dist.errors import UserError
 from parrot_dist.fusion import Reference
@@ -23,6 +22,7 @@ from parrot_dist.training.model import (
     dump_trained,
     load_trained,
 )
+from parrot_dist.training.reference import dump_reference
 
 STATE_PART = "state.pt"
 
@@ -83,8 +83,7 @@ def dump_parts(
     torch.save({"state": state.to_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}, buffer)
     parts = {MODEL_PART: dump_trained(model), STATE_PART: buffer.getvalue()}
     if reference is not None:
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in reference.to_tensors().items()}
-        parts[REFERENCE_PART] = save_tensors(tensors)
+        parts[REFERENCE_PART] = dump_reference(reference)
     return parts
 
 

@@ -108,10 +108,10 @@ def open_task(config: Config) -> Task:
     index = read_index(config.data.shards)
     labels = number_labels(index, config.data)
     parts = split_rows(index, np.flatnonzero(labels != LEFT_OUT), config.data.split, config.seed)
-    if len(parts.train) < config.optim.batch_size:
+    if config.data.last_batch == "drop" and len(parts.train) < config.optim.batch_size:
         raise UserError(
-            f"optim.batch_size: {config.data.shards} has {len(parts.train)} training utterances, "
-            f"fewer than one global batch of {config.optim.batch_size}"
+            f"data.last_batch: {config.data.shards} has {len(parts.train)} training utterances, fewer than one global "
+            f"batch of {config.optim.batch_size}, and dropping that leaves no step; use data.last_batch=keep"
         )
     return Task(config, index, open_corpus(config.data, index), labels, parts)
 

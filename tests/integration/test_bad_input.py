@@ -193,9 +193,9 @@ def test_a_training_checkpoint_given_for_an_encoder(refused: Attempt, bucket_url
     assert "not an Audio-Mamba checkpoint" in refused(f"encoders.mamba.source=ssam:{found}/model.safetensors")
 
 
-def test_fewer_samples_than_one_global_batch(refused: Attempt) -> None:
-    message = refused("optim.batch_size=400")
-    assert "optim.batch_size:" in message
+def test_fewer_samples_than_one_global_batch_which_is_to_be_dropped(refused: Attempt) -> None:
+    message = refused("optim.batch_size=400", "data.last_batch=drop")
+    assert "data.last_batch:" in message
     assert "fewer than one global batch of 400" in message
 
 

@@ -17,7 +17,7 @@ from parrot_dist.local.s3 import S3Server
 from parrot_dist.reporting.provenance import read_starts
 from parrot_dist.training import checkpoint
 from parrot_dist.training.task import Task, open_task
-from tests.jobs import Material, settings, train_here
+from tests.jobs import Material, copy_without_reference, settings, train_here
 
 FILES = {"confusion.svg", "predictions.parquet", "report.html", "scores.json"}
 
@@ -107,11 +107,20 @@ def test_the_report_says_what_training_ran_on(program: Program, finished_run, tm
     assert '<th scope="col" class="version">training' in (tmp_path / "runs" / "run" / "report.html").read_text()
 
 
-def test_a_checkpoint_within_an_epoch_has_no_reference_rows(program: Program, trained: Trained, tmp_path: Path) -> None:
-    url = f"{trained('parrot')}/checkpoints/step-00000005"
+def test_a_checkpoint_within_an_epoch_predicts_in_both_ways(program: Program, trained: Trained, tmp_path: Path) -> None:
+    code, _, _ = program(f"{trained('parrot')}/checkpoints/step-00000005", "--transport", "reference")
+    assert code == 0
+    assert list(json.loads((tmp_path / "runs" / "run" / "scores.json").read_text())) == ["reference", "batch-coupled"]
+
+
+def test_a_checkpoint_without_reference_rows_predicts_in_batches_only(
+    program: Program, trained: Trained, bucket_url: str, tmp_path: Path
+) -> None:
+    url = f"{bucket_url}/run/checkpoints/step-00000006"
+    copy_without_reference(checkpoint.locate(trained("parrot")), url)
     code, _, message = program(url, "--transport", "reference")
     assert code == 2
-    assert f"error: {url}: saved within an epoch, without reference rows" in message
+    assert f"error: {url}: without reference rows" in message
     assert program(url)[0] == 0
     assert list(json.loads((tmp_path / "runs" / "run" / "scores.json").read_text())) == ["batch-coupled"]
 

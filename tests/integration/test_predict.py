@@ -11,8 +11,10 @@ import pytest
 import soundfile
 
 from parrot_dist import predict, storage
+from parrot_dist.training import checkpoint
 from parrot_dist.training.export import write_export
 from tests.corpus import CLASSES, tone
+from tests.jobs import copy_without_reference
 
 Program = Callable[..., tuple[int, str, str]]
 Trained = Callable[[str], str]
@@ -131,11 +133,18 @@ def test_an_export_in_the_store_predicts_what_its_run_does(
     assert program(trained("parrot"), *words)[1] == output
 
 
-def test_a_checkpoint_without_reference_rows_is_refused(program: Program, trained: Trained, clips: list[Path]) -> None:
-    url = f"{trained('parrot')}/checkpoints/step-00000005"
+def test_a_checkpoint_within_an_epoch_predicts(program: Program, trained: Trained, clips: list[Path]) -> None:
+    assert program(f"{trained('parrot')}/checkpoints/step-00000005", clips[0])[0] == 0
+
+
+def test_a_checkpoint_without_reference_rows_is_refused(
+    program: Program, trained: Trained, clips: list[Path], bucket_url: str
+) -> None:
+    url = f"{bucket_url}/run/checkpoints/step-00000006"
+    copy_without_reference(checkpoint.locate(trained("parrot")), url)
     code, output, message = program(url, clips[0])
     assert (code, output) == (2, "")
-    assert message.startswith(f"error: {url}: saved within an epoch, without reference rows")
+    assert message.startswith(f"error: {url}: without reference rows")
 
 
 def test_a_place_without_a_checkpoint_is_a_users_mistake(program: Program, clips: list[Path], bucket_url: str) -> None:

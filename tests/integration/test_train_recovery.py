@@ -76,7 +76,12 @@ def test_a_run_loses_its_data_process_its_driver_amid_a_checkpoint_and_its_store
             driver.process.kill()
             wait_until(lambda: train_workers(ray_cluster.address) == [])
         torn = f"{run}/checkpoints/step-00000010"
-        assert set(storage.list_files(torn)) == {"config.yaml", "model.safetensors", "state.pt"}
+        assert set(storage.list_files(torn)) == {
+            "config.yaml",
+            "model.safetensors",
+            "reference.safetensors",
+            "state.pt",
+        }
         proxy.strike(r"PUT \S*/step-00000012/", "hold")  # at the end of an epoch: the next one has yet to be read
         with Driver(words, ray_cluster.env | proxy.environment()) as second:
             second.wait_until(lambda: proxy.done != [])

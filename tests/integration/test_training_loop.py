@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,10 +16,12 @@ from parrot_dist import configuration
 from parrot_dist.config import Config
 from parrot_dist.local.encoders import write_random_encoders
 from parrot_dist.training import checkpoint
+from parrot_dist.training.evaluation import evaluate
 from parrot_dist.training.inference import Place
 from parrot_dist.training.loop import train_rank
-from parrot_dist.training.model import MODEL_PART, ParrotModel
+from parrot_dist.training.model import MODEL_PART, REFERENCE_PART, ParrotModel, load_checkpoint
 from parrot_dist.training.monitor import Stopped
+from parrot_dist.training.reference import fit_reference
 from parrot_dist.training.snapshot import read_state
 from parrot_dist.training.task import open_task
 from tests.corpus import CLASSES, write_corpus
@@ -82,6 +85,29 @@ def test_the_world_size_changes_nothing_but_the_rounding(
     assert distance(trained_parameters(settings), trained_parameters(undisturbed[0])) < 1e-3
 
 
+def test_a_corpus_smaller_than_the_number_of_ranks_trains_on_them_as_on_one(ground: Path, tmp_path: Path) -> None:
+    """Three speakers with three utterances each: one trains, one validates, one tests."""
+    corpus = write_corpus(str(tmp_path / "corpus"), speakers=3, clips=3, seconds=0.4)
+    words = (f"data.shards={corpus}", "data.split.folds=3", "optim.epochs=3")
+    one, four, parts = (job(ground, tmp_path / name, *words) for name in ("one", "four", "parts"))
+    task = open_task(one)
+    assert len(task.parts.train) == len(task.parts.validation) == len(task.parts.test) == 3
+    (how, alone), (_, shared) = train(one, 1, tmp_path), train(four, 4, tmp_path)
+    assert how == "finished"
+    assert len(losses(alone)) == 3
+    assert losses(shared) == pytest.approx(losses(alone), rel=1e-4)
+    assert distance(trained_parameters(four), trained_parameters(one)) < 1e-3
+    assert train(parts, 4, tmp_path, stop_at=2)[0] == "stopped"
+    assert train(parts, 4, tmp_path)[0] == "finished"
+    ours, theirs = trained_parameters(parts), trained_parameters(four)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    _, model, reference = load_checkpoint(checkpoint.locate(parts.run_url))
+    assert reference is not None
+    assert len(reference.R_p) == 3
+    found = evaluate(task, model, reference, task.parts.test, Place())
+    assert all(np.isfinite(logits).all() for logits in found.logits.values())
+
+
 def fifty_steps(ground: Path, folder: Path, world: int) -> list[float]:
     """Losses of a training of frozen encoders, slow enough not to know every utterance by heart."""
     folder.mkdir()
@@ -117,7 +143,7 @@ def test_a_local_plan_is_another_mathematics(
 def test_a_stopped_run_goes_on_bit_for_bit(
     ground: Path, tmp_path: Path, undisturbed: tuple[Config, list[float]], stop_at: int
 ) -> None:
-    settings = job(ground, tmp_path)
+    settings = job(ground, tmp_path, "checkpoint.every_steps=3", "checkpoint.keep=100")
     how, _ = train(settings, 1, tmp_path, stop_at)
     assert how == "stopped"
     how, events = train(settings, 1, tmp_path)
@@ -127,15 +153,32 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     resumed, whole = trained_parameters(settings), trained_parameters(undisturbed[0])
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     assert losses(events)[-1] == undisturbed[1][-1]
+    found = checkpoint.find_all(settings.run_url)
+    assert {stop_at, 3, 6} <= {one.manifest.step for one in found}
+    assert all(REFERENCE_PART in one.manifest.files for one in found)
 
 
 def test_a_run_goes_on_bit_for_bit_on_three_ranks(ground: Path, tmp_path: Path) -> None:
-    whole, parts = job(ground, tmp_path / "whole"), job(ground, tmp_path / "parts")
+    whole, parts = job(ground, tmp_path / "whole"), job(ground, tmp_path / "parts", "checkpoint.every_steps=1")
     assert train(whole, 3, tmp_path)[0] == "finished"
     assert train(parts, 3, tmp_path, stop_at=4)[0] == "stopped"
     assert train(parts, 3, tmp_path)[0] == "finished"
     ours, theirs = trained_parameters(parts), trained_parameters(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_reference_rows_within_an_epoch_are_those_of_the_parameters_beside_them(ground: Path, tmp_path: Path) -> None:
+    settings = job(ground, tmp_path, "data.keep_frozen=false", "checkpoint.every_steps=2")
+    assert train(settings, 2, tmp_path, stop_at=3)[0] == "stopped"
+    task, found = open_task(settings), checkpoint.find_all(settings.run_url)
+    assert [one.manifest.step for one in found] == [2, 3]
+    for one in found:
+        _, model, kept = load_checkpoint(one)
+        fresh = fit_reference(task, dict.fromkeys(model.encoders, task.corpus), model, Place())
+        assert kept is not None
+        assert fresh is not None
+        for name, tensor in fresh.to_tensors().items():
+            torch.testing.assert_close(kept.to_tensors()[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_a_stop_between_two_epochs_keeps_what_the_first_one_saved(ground: Path, tmp_path: Path) -> None:
@@ -146,7 +189,7 @@ def test_a_stop_between_two_epochs_keeps_what_the_first_one_saved(ground: Path, 
     assert found is not None
     assert (found.manifest.epoch, found.manifest.epoch_step) == (1, 0)
     assert found.manifest.score is not None
-    assert "reference.safetensors" in found.manifest.files
+    assert REFERENCE_PART in found.manifest.files
 
 
 def test_a_run_goes_on_with_another_number_of_workers(

@@ -74,6 +74,31 @@ def test_a_kill_while_a_checkpoint_is_saved_again_does_not_leave_a_mixture(
     assert steps(run) == [1]
 
 
+def test_a_kill_while_a_part_is_added_leaves_the_checkpoint(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(run, manifest(1), PARTS)
+    write, left = storage.write_bytes, 0
+
+    def killed(url: str, data: bytes) -> None:
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        write(url, data)
+
+    monkeypatch.setattr(storage, "write_bytes", killed)
+    for moment in range(2):
+        left = moment
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.add_part(run, 1, "more", b"parts")
+        (found,) = checkpoint.find_all(run)
+        assert found.manifest.files.keys() == PARTS.keys()
+    left = 2
+    checkpoint.add_part(run, 1, "more", b"parts")
+    (found,) = checkpoint.find_all(run)
+    added = PARTS | {"more": b"parts"}
+    assert {name: checkpoint.read_part(found, name) for name in found.manifest.files} == added
+
+
 def test_a_short_part_is_torn_and_a_changed_one_damaged(run: str) -> None:
     url = checkpoint.save(run, manifest(2), PARTS)
     storage.write_bytes(storage.join(url, "state.pt"), b"other")

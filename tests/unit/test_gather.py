@@ -20,7 +20,7 @@ HEADS = {
     "envelope": {"name": "parrot", "plan_gradient": "envelope"},
     "unrolled": {"name": "ot", "plan_gradient": "unrolled"},
 }
-CASES = [(head, torch.float64) for head in HEADS] + [("parrot", torch.float32), ("envelope", torch.float32)]
+CASES = [(head, dtype) for dtype in (torch.float64, torch.float32) for head in HEADS]
 
 
 def batch(seed, dtype):

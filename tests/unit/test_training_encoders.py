@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from parrot_dist import Predictor, configuration
 from parrot_dist.config import Config
 from parrot_dist.errors import UserError
-from parrot_dist.local.encoders import write_random_encoders
+from parrot_dist.local.encoders import write_all, write_random_encoders
 from parrot_dist.training.inference import Place, autocast
 from parrot_dist.training.loop import wrap
 from parrot_dist.training.model import Inputs, ParrotModel, build_model, dump_trained, load_trained
@@ -93,6 +93,29 @@ def gradients(settings: Config) -> tuple[dict[str, torch.Tensor], int]:
         loss = F.cross_entropy(model(inputs, torch.arange(len(labels))), labels)
     loss.backward()
     return {name: x.grad for name, x in model.trained().items() if x.grad is not None}, kept
+
+
+@pytest.mark.parametrize(
+    ("mamba", "attention", "dims"),
+    [("W", "H", (64, 128)), ("A(S)", "A(B)", (5 * 32, 5 * 64))],  # of an Audio-Mamba, its five bands side by side
+)
+def test_two_encoders_of_one_family_train_together(
+    tmp_path: Path, mamba: str, attention: str, dims: tuple[int, int]
+) -> None:
+    specs = write_all(str(tmp_path))
+    words = [f"encoders.{branch}.unfreeze=all" for branch in ("mamba", "attention")]
+    settings = job({"mamba": specs[mamba], "attention": specs[attention]}, *words)
+    model = build_model(settings).train()
+    inputs, labels = next(batches(1))
+    assert [embedding.shape for embedding in model.embed(inputs)] == [(4, dim) for dim in dims]
+    before = {name: x.detach().clone() for name, x in model.trained().items()}
+    F.cross_entropy(model(inputs, torch.arange(len(labels))), labels).backward()
+    build_optimizer(model, settings).step()
+    for name, parameter in model.trained().items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    moved = {name for name, x in model.trained().items() if not torch.equal(x, before[name])}
+    assert moved == before.keys()
 
 
 def test_activations_computed_again_give_the_same_gradients_for_less_memory(sources: dict[str, str]) -> None:
