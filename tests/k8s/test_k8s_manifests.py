@@ -6,6 +6,8 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -14,6 +16,7 @@ from types import ModuleType
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from parrot_dist.config import Config
 from parrot_dist.train import parse
@@ -251,15 +254,28 @@ def lock(device: str) -> dict[str, str]:
 def test_the_locks_hold_the_versions_that_the_tests_passed_with() -> None:
     """If not, k8s/lock.sh writes new ones."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    wanted = {re.split(r"[\[<>=]", item)[0].lower() for item in project["dependencies"]}
+    wanted = {wish.name.lower(): wish.specifier for wish in map(Requirement, project["dependencies"])}
     pins = dict(line.split("==") for line in (REPOSITORY / "constraints.txt").read_text().split() if "==" in line)
     pins = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
     for device in ("cpu", "gpu"):
         versions = lock(device)
-        assert wanted <= set(versions)
+        assert set(wanted) <= set(versions)
+        assert {name: versions[name] for name, bounds in wanted.items() if versions[name] not in bounds} == {}
         assert {name: v for name, v in versions.items() if v.split("+")[0] != pins.get(name, v.split("+")[0])} == {}
     assert lock("cpu")["torch"].endswith("+cpu")
     assert "nvidia-nccl-cu13" in lock("gpu")
+
+
+def test_nothing_but_its_script_decides_on_the_locks(tmp_path: Path) -> None:
+    """An index or a folder of wheels in the environment would put torch for CPUs into the lock for GPUs."""
+    (tmp_path / "k8s").mkdir()
+    script = shutil.copy(FOLDER / "lock.sh", tmp_path / "k8s")
+    for program, script_of in {"python3.11": f"env | grep ^PIP_ >> {tmp_path}/heard; echo", "jq": "cat"}.items():
+        (tmp_path / program).write_text(f"#!/bin/sh\n{script_of}\n")
+        (tmp_path / program).chmod(0o755)
+    links = {"PIP_FIND_LINKS": "/wheels", "PIP_EXTRA_INDEX_URL": "https://index", "PIP_INDEX_URL": "https://index"}
+    subprocess.run([script], env={"PATH": f"{tmp_path}:/usr/bin:/bin"} | links, check=True)
+    assert set((tmp_path / "heard").read_text().split()) == {"PIP_CONFIG_FILE=/dev/null"}
 
 
 @pytest.fixture(scope="module")
