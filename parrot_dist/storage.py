@@ -34,7 +34,9 @@ from s3fs.errors import translate_boto_error
 from parrot_dist import s3client
 from parrot_dist.errors import Unreachable, UserError
 
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+UNWRITABLE = FULL | {errno.EROFS, errno.EACCES, errno.EPERM}
+LASTING = {501, 507}  # not implemented, and full: answers of a store that will be the same the next time
 S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": s3client.SETTINGS,
     "use_listings_cache": False,
@@ -229,7 +231,7 @@ def temporary_copy(url: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / posixpath.basename(path)
-        with explained(url):
+        with explained(url), _room(Path(folder).parent):
             fs.get_file(path, str(copy))
         yield copy
 
@@ -242,7 +244,7 @@ def _room(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in UNWRITABLE or _status(error):  # a store may refuse with the same number
             raise
-        raise UserError(f"{folder}: {error.strerror}; TMPDIR names another place for copies of encoders") from error
+        raise UserError(f"{folder}: {error.strerror}; TMPDIR names another place for copies from the store") from error
 
 
 def _download(fs: Any, names: dict[str, str], target: Path) -> None:
@@ -266,6 +268,9 @@ def explained(url: str) -> Iterator[None]:
     except (NotADirectoryError, FileExistsError) as error:
         raise UserError(f"{url}: a file is where a folder should be ({_reason(error)})") from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE and not _status(error):  # not of a store
+            todo = "make room there" if error.errno in FULL else "let this user read and write there"
+            raise UserError(f"{url}: {error.strerror}; {todo}, or name another place") from error
         refused = translate_boto_error(error) if isinstance(error, ClientError) else error
         if isinstance(refused, FileNotFoundError):
             status = f" (HTTP {_status(error)})" if _status(error) else ""
@@ -278,7 +283,7 @@ def explained(url: str) -> Iterator[None]:
         if isinstance(error, (NoConnectionError, HTTPClientError, s3client.BrokenAnswer)):
             reason = f"the object store does not answer ({_reason(error)})"
             raise Unreachable(f"{url}: {reason}; check AWS_ENDPOINT_URL") from error
-        if _status(error) >= 500:
+        if _status(error) >= 500 and _status(error) not in LASTING:
             raise Unreachable(f"{url}: the object store is out of order ({_reason(refused)})") from error
         if _status(error):
             raise UserError(f"{url}: the object store refused ({_reason(refused)})") from error

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
 from parrot_dist import storage
-from parrot_dist.errors import UserError
+from parrot_dist.errors import Unreachable, UserError
 
 
 @pytest.mark.parametrize("url", ["s3:/bucket/folder", "s3:", "s3://", "http://host/folder"])
@@ -46,3 +49,32 @@ def test_listing_names_sizes_below_a_place(tmp_path: Path) -> None:
     storage.delete(str(tmp_path / "a"))
     storage.delete(str(tmp_path / "a"))
     assert not storage.exists(str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    ("number", "todo"),
+    [
+        (errno.ENOSPC, "make room there"),
+        (errno.EDQUOT, "make room there"),
+        (errno.EROFS, "let this user read and write there"),
+        (errno.EACCES, "let this user read and write there"),
+    ],
+)
+def test_a_folder_that_takes_nothing_is_named_with_what_to_do(
+    number: int, todo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, data: bytes) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(UserError) as refusal:
+        storage.check_writable(str(tmp_path))
+    assert str(refusal.value) == f"{tmp_path}: {os.strerror(number)}; {todo}, or name another place"
+
+
+@pytest.mark.parametrize(("status", "lasts"), [(501, True), (507, True), (503, False)])
+def test_a_store_that_will_never_take_it_is_not_tried_again(status: int, lasts: bool) -> None:
+    answer = {"Error": {"Code": "StorageFull"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    with pytest.raises(UserError, match=f"HTTP {status}") as refusal, storage.explained("s3://bucket/object"):
+        raise ClientError(answer, "PutObject")
+    assert isinstance(refusal.value, Unreachable) != lasts
