@@ -36,7 +36,9 @@ from parrot_dist.errors import Unreachable, UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 UNWRITABLE = FULL | {errno.EROFS, errno.EACCES, errno.EPERM}
-LASTING = {501, 507}  # not implemented, and full: answers of a store that will be the same the next time
+NOT_IMPLEMENTED = 501
+LASTING = {NOT_IMPLEMENTED, 507}  # the other: it is full. Answers of a store that will be the same the next time
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP}  # of file systems that cannot give a file a second name
 S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": s3client.SETTINGS,
     "use_listings_cache": False,
@@ -121,20 +123,50 @@ def write_bytes(url: str, data: bytes) -> None:
 
 
 def create_bytes(url: str, data: bytes) -> None:
-    """Put `data` at `url` in one step unless something is there; of several writers at once only one succeeds."""
+    """Put `data` at `url` in one step unless something is there; of several writers at once only one succeeds, and on
+    stores that cannot do this (see `creates_once`) the last.
+    """
     fs, path = filesystem(url)
     with explained(url):
         if "file" in fs.protocol:
-            partial = _write_aside(Path(path), data)
-            with suppress(FileExistsError):
-                os.link(partial, path)
-            partial.unlink()
+            _link_new(_write_aside(Path(path), data), path)
             return
         try:
             fs.pipe_file(path, data, mode="create")
         except Exception as error:
-            if _status(error) not in (409, 412):  # another writer is at it, or was
+            if _status(error) == NOT_IMPLEMENTED:
+                fs.pipe_file(path, data)
+            elif _status(error) not in (409, 412):  # another writer is at it, or was
                 raise
+
+
+def _link_new(partial: Path, path: str) -> None:
+    """Give `partial` the name `path` unless that is taken, and take its own away."""
+    try:
+        with suppress(FileExistsError):
+            os.link(partial, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        partial.replace(path)
+        return
+    partial.unlink()
+
+
+def creates_once(url: str) -> bool:
+    """Whether the store of `url` keeps the first of two objects created at one place, found out below `url`.
+
+    Some S3 stores ignore the condition of such a write (If-None-Match) or refuse it.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
+    probe = join(url, f".probe-{uuid.uuid4().hex}")
+    for data in (b"first", b"second"):
+        create_bytes(probe, data)
+    kept = read_bytes(probe) == b"first"
+    delete(probe)
+    return kept
 
 
 def _write_aside(target: Path, data: bytes) -> Path:

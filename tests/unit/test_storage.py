@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
+from s3fs import S3FileSystem
 
-from parrot_dist import storage
+from parrot_dist import configuration, s3client, storage
 from parrot_dist.errors import Unreachable, UserError
+from parrot_dist.training import lease, prepare
+from tests.jobs import Material, settings
 
 
 @pytest.mark.parametrize("url", ["s3:/bucket/folder", "s3:", "s3://", "http://host/folder"])
@@ -78,3 +81,68 @@ def test_a_store_that_will_never_take_it_is_not_tried_again(status: int, lasts: 
     with pytest.raises(UserError, match=f"HTTP {status}") as refusal, storage.explained("s3://bucket/object"):
         raise ClientError(answer, "PutObject")
     assert isinstance(refusal.value, Unreachable) != lasts
+
+
+@pytest.fixture(params=["ignores the condition", "refuses it", "has no links"])
+def simple_store(
+    request: pytest.FixtureRequest, bucket_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """A place in a store that cannot create an object only where there is none."""
+    call = S3FileSystem._call_s3
+
+    async def call_s3(self: S3FileSystem, method: str, *positional: object, **words: object) -> object:
+        if words.pop("IfNoneMatch", None) and request.param == "refuses it":
+            answer = {"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}}
+            raise OSError(errno.EIO, "a header is not implemented") from ClientError(answer, "PutObject")
+        return await call(self, method, *positional, **words)
+
+    def link(source: Path, target: str) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", call_s3)
+    monkeypatch.setattr(os, "link", link)
+    return str(tmp_path) if request.param == "has no links" else bucket_url
+
+
+@pytest.mark.parametrize("kind", ["s3", "folder"])
+def test_a_store_that_keeps_writers_apart_is_known(kind: str, bucket_url: str, tmp_path: Path) -> None:
+    place = bucket_url if kind == "s3" else str(tmp_path)
+    assert storage.creates_once(place)
+    assert storage.list_files(place) == {}
+
+
+def test_a_run_can_have_a_store_that_does_not_keep_its_drivers_apart(
+    simple_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not storage.creates_once(simple_store)
+    assert storage.list_files(simple_store) == {}
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+    for _ in range(2):
+        with (
+            lease.hold(simple_store, pytest.fail),
+            pytest.raises(UserError, match="is being trained by"),  # one that comes later is refused all the same
+            lease.hold(simple_store, lambda text: None),
+        ):
+            pass
+    assert storage.list_files(simple_store) == {}
+
+
+class Shown:
+    """A view that keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def show(self, kind: str, **data: str) -> None:
+        self.warnings += [data["text"]] if kind == "warning" else []
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_it_is_said_before_a_run_whether_drivers_are_kept_apart(
+    apart: bool, local_material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "creates_once", lambda url: apart)
+    view = Shown()
+    assert prepare.prepare(configuration.load(None, settings(local_material, str(tmp_path))), view)
+    said = [text for text in view.warnings if text.startswith(f"{tmp_path}: ") and "two drivers" in text]
+    assert len(said) == (not apart)
