@@ -185,7 +185,10 @@ def list_files(url: str) -> dict[str, int]:
             found = fs.find(path, detail=True)
         except FileNotFoundError:
             return {}
-    return {posixpath.relpath(name, path): int(info["size"] or 0) for name, info in sorted(found.items())}
+    # Not what is at `url` itself: an object, or a folder if the first one below came just now. Nor the empty objects
+    # with a slash at their end that some programs make for folders.
+    below = {name: info for name, info in sorted(found.items()) if name != path and not name.endswith("/")}
+    return {posixpath.relpath(name, path): int(info["size"] or 0) for name, info in below.items()}
 
 
 def exists(url: str) -> bool:

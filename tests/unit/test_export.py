@@ -145,9 +145,10 @@ def test_a_card_may_be_rewritten(copy: Path, exported: Path) -> None:
 
 def test_nothing_is_written_over(local_run: str, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    for place in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(UserError, match="holds something already"):
-            write_export(local_run, str(place))
+    with pytest.raises(UserError, match="holds something already"):
+        write_export(local_run, str(tmp_path))
+    with pytest.raises(UserError, match="a file is where a folder should be"):
+        write_export(local_run, str(tmp_path / "thesis.tex"))
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 

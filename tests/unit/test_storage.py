@@ -54,6 +54,32 @@ def test_listing_names_sizes_below_a_place(tmp_path: Path) -> None:
     assert not storage.exists(str(tmp_path / "a"))
 
 
+def test_a_listing_holds_objects_below_its_place_only(bucket_url: str, tmp_path: Path) -> None:
+    storage.write_bytes(f"{bucket_url}/object", b"12")
+    storage.write_bytes(f"{bucket_url}/run/part", b"1")
+    bucket, _, key = bucket_url.removeprefix("s3://").partition("/")
+    for folder in ("run", "run/empty", "made"):  # as a console makes folders
+        s3client.client().put_object(Bucket=bucket, Key=f"{key}/{folder}/")
+    for place, there in {"object": {}, "run": {"part": 1}, "run/": {"part": 1}, "made": {}, "none": {}}.items():
+        assert storage.list_files(f"{bucket_url}/{place}") == there
+    storage.write_bytes(str(tmp_path / "object"), b"12")
+    assert storage.list_files(str(tmp_path / "object")) == {}
+
+
+def test_a_folder_that_appears_while_it_is_listed_is_no_object_of_its_own(
+    bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write_bytes(f"{bucket_url}/run/part", b"1")
+    listing, calls = S3FileSystem._lsdir, []
+
+    async def at_first_nothing(self: S3FileSystem, path: str, **words: object) -> list[object]:
+        calls.append(path)
+        return await listing(self, path, **words) if len(calls) > 1 else []
+
+    monkeypatch.setattr(S3FileSystem, "_lsdir", at_first_nothing)
+    assert storage.list_files(f"{bucket_url}/run") == {}
+
+
 @pytest.mark.parametrize(
     ("number", "todo"),
     [
