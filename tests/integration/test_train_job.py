@@ -18,9 +18,11 @@ from parrot_dist.local.s3 import S3Server
 from parrot_dist.training import checkpoint
 from tests.corpus import write_corpus
 from tests.jobs import Driver, Material, fingerprint, settings, train_here
-from tests.processes import cut_power, running
+from tests.keys import contents_of, holding, secret_of
+from tests.processes import cut_power, listening, running
 
 pytestmark = pytest.mark.cluster
+LOOPBACK = ("0100007F:", "00000000000000000000000001000000:", "0000000000000000FFFF00000100007F:")  # of /proc/net
 METADATA = """if True:
     # The keys of Ray's key-value store, where pickled functions, jobs and packages are, whose values hold argv[1].
     import json, sys
@@ -131,7 +133,7 @@ def test_a_corpus_that_has_changed_is_refused(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_without_a_cluster_it_starts_one_of_its_own_and_when_its_head_is_lost_goes_on_in_another(
+def test_without_a_cluster_it_starts_one_of_its_own_on_loopback_and_when_its_head_is_lost_goes_on_in_another(
     material: Material, bucket_url: str, ray_cluster: RayHead, finished_run
 ) -> None:
     words = settings(material, bucket_url, "checkpoint.every_steps=1")
@@ -147,3 +149,6 @@ def test_without_a_cluster_it_starts_one_of_its_own_and_when_its_head_is_lost_go
         assert driver.finish() == 0, driver.output
     assert re.search(r"going on from step [1-9]\d* .* on 2 workers", driver.output)
     assert fingerprint(f"{bucket_url}/run") == fingerprint(finished_run.url)
+        heard = listening(driver.process.pid)
+        assert any("TrainWorker" in command for command in heard.values())
+        assert {place: command for place, command in heard.items() if not place.startswith(LOOPBACK)} == {}

@@ -101,10 +101,8 @@ def test_a_job_on_one_node_listens_on_loopback_at_ports_from_its_number(undistur
     assert disturbed.state == "RUNNING"
     listeners = undisturbed.listeners()
     assert any(address.endswith(f":{10000 + int(undisturbed.number) % 10000 * 2}") for address, _ in listeners)
-    elsewhere = [name for address, name in listeners if "127.0.0.1" not in address]
-    # torch's rendezvous of rank 0 cannot be told where to listen.
-    assert sorted({name for name in elsewhere if name != "srun"}) == ["ray::RayTrainWo"]
-    assert elsewhere.count("ray::RayTrainWo") == 1
+    assert any(name == "ray::RayTrainWo" for _, name in listeners)
+    assert {name for address, name in listeners if "127.0.0.1" not in address} <= {"srun"}
 
 
 def test_a_job_near_its_time_limit_and_on_a_node_that_loses_power_goes_on_exactly(
