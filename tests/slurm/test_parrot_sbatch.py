@@ -38,7 +38,11 @@ def words(lab: Lab) -> list[str]:
 def undisturbed(lab: Lab, words: list[str]) -> Job:
     """A job on one node that nothing happens to; submitted, not yet awaited."""
     fold = f"data.split.fold={FOLD}"
-    options = ("--nodelist=n1", "--cpus-per-task=2")
+    # A list instead of the whole environment, which Slurm would apply to the job's steps as well.
+    needed = [
+        f"{name}={value}" for name, value in lab.env.items() if name.startswith(("AWS_", "PARROT_", "PATH", "PYTHON"))
+    ]
+    options = ("--nodelist=n1", "--cpus-per-task=2", f"--export={','.join(needed)}")
     return lab.submit(*words, fold, "name=undisturbed", "scale.num_workers=2", options=options)
 
 
