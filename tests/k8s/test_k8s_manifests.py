@@ -288,7 +288,9 @@ def validate() -> Callable[[Path], list[str]]:
     """The faults in a file, found by a kubevalidate.py with the CRDs' schemas beside it."""
     folder = Path(os.environ.get("PARROT_KUBE_SCHEMAS", BESIDE))
     if not (folder / "kubevalidate.py").is_file():
-        pytest.skip(f"no kubevalidate.py with schemas/ of KubeRay's CRDs in {folder}, nor does PARROT_KUBE_SCHEMAS name it")
+        pytest.skip(
+            f"no kubevalidate.py with schemas/ of KubeRay's CRDs in {folder}, nor does PARROT_KUBE_SCHEMAS name it"
+        )
     spec = importlib.util.spec_from_file_location("kubevalidate", folder / "kubevalidate.py")
     assert spec
     assert spec.loader

@@ -22,6 +22,7 @@ from parrot_dist.errors import UserError
 from parrot_dist.reporting import tracking
 from parrot_dist.reporting.tracking import CURVES, Tracking, curves
 from parrot_dist.training.gauges import gauge_name
+from tests.keys import contents_of, holding
 
 FAILURES: list[str] = []
 STEPS = 5  # in an epoch
@@ -73,6 +74,12 @@ def no_memory_of_wandbs() -> Iterator[None]:
     yield
     if module := sys.modules.get("wandb"):
         module.teardown()
+
+
+@pytest.fixture(autouse=True)
+def secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys of a store in the environment, as on Kubernetes, of which a tracker could keep a copy."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", PASSWORD)
 
 
 class Fake:
@@ -156,6 +163,8 @@ def test_tensorboard_goes_on_with_its_curves(tmp_path: Path) -> None:
     assert losses[3].value == 0.25
     assert [event.step for event in events.Scalars("validation/uar")] == [5, 10, 15]
     assert "epoch/marginal_error" not in events.Tags()["scalars"]
+    assert holding("train/loss", contents_of(tmp_path))
+    assert holding(PASSWORD, contents_of(tmp_path)) == []
 
 
 def test_mlflow_keeps_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +184,8 @@ def test_mlflow_keeps_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert one.data.params["fusion.epsilon"] == "0.05"
     history = client.get_metric_history(one.info.run_id, "train/loss")
     assert sorted(metric.step for metric in history) == list(range(1, 16))
+    assert holding("lifecycle_stage", contents_of(tmp_path / "mlflow"))
+    assert holding(PASSWORD, contents_of(tmp_path)) == []
 
 
 def test_mlflow_without_a_server_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -275,7 +286,8 @@ def test_wandb_offline_keeps_the_id_of_the_run(tmp_path: Path, monkeypatch: pyte
     identity = (tmp_path / "run" / "tracking_id").read_text()
     files = sorted(tmp_path.glob(f"from-*/wandb/offline-run-*/run-{identity}.wandb"))
     assert len(files) == 2  # `wandb sync` makes one run of them
-    assert all(b"validation/uar" in file.read_bytes() for file in files)
+    assert {str(file) for file in files} <= set(holding("validation/uar", contents_of(tmp_path)))
+    assert holding(PASSWORD, contents_of(tmp_path)) == []
 
 
 def test_wandb_without_a_key_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
