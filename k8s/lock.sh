@@ -3,6 +3,8 @@
 # the one wheel that pip takes on Linux x86-64 with Python 3.11, so run it there. It needs jq, and installs nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# Only what stands here may decide on versions. Not --isolated: the pip that builds the project would not heed it.
+unset "${!PIP_@}"
 export PIP_CONFIG_FILE=/dev/null
 
 # lock FILE OPTION...: the wheels that `pip install OPTION... .` would install, without the project itself.

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import wraps
 from signal import SIGINT, SIGPIPE
 
+# Up to the last @ where it is a web address, for people forget to encode what is in their passwords; only up to a slash
+# anywhere else, where an @ may be in a file's name.
+USERINFO = re.compile(r"(?:(?<=http://)|(?<=https://))\S*@|(?<=://)[^/\s]*@")
+
+
+def without_userinfo(text: str) -> str:
+    """`text` without the user and the password of the URLs in it, as it may be shown and logged."""
+    return USERINFO.sub("", text)
+
 
 class UserError(Exception):
-    """What is wrong, where, and what to do: shown as it stands, without a traceback, exit code 2."""
+    """What is wrong, where, and what to do: shown as it stands, without a traceback, exit code 2.
+
+    What libraries say, and so messages that quote it, may name servers together with a password, which is left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_userinfo(message))
 
 
 class Unreachable(UserError):  # noqa: N818

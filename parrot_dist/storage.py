@@ -34,7 +34,11 @@ from s3fs.errors import translate_boto_error
 from parrot_dist import s3client
 from parrot_dist.errors import Unreachable, UserError
 
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+UNWRITABLE = FULL | {errno.EROFS, errno.EACCES, errno.EPERM}
+NOT_IMPLEMENTED = 501
+LASTING = {NOT_IMPLEMENTED, 507}  # the other: it is full. Answers of a store that will be the same the next time
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP}  # of file systems that cannot give a file a second name
 S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": s3client.SETTINGS,
     "use_listings_cache": False,
@@ -119,20 +123,50 @@ def write_bytes(url: str, data: bytes) -> None:
 
 
 def create_bytes(url: str, data: bytes) -> None:
-    """Put `data` at `url` in one step unless something is there; of several writers at once only one succeeds."""
+    """Put `data` at `url` in one step unless something is there; of several writers at once only one succeeds, and on
+    stores that cannot do this (see `creates_once`) the last.
+    """
     fs, path = filesystem(url)
     with explained(url):
         if "file" in fs.protocol:
-            partial = _write_aside(Path(path), data)
-            with suppress(FileExistsError):
-                os.link(partial, path)
-            partial.unlink()
+            _link_new(_write_aside(Path(path), data), path)
             return
         try:
             fs.pipe_file(path, data, mode="create")
         except Exception as error:
-            if _status(error) not in (409, 412):  # another writer is at it, or was
+            if _status(error) == NOT_IMPLEMENTED:
+                fs.pipe_file(path, data)
+            elif _status(error) not in (409, 412):  # another writer is at it, or was
                 raise
+
+
+def _link_new(partial: Path, path: str) -> None:
+    """Give `partial` the name `path` unless that is taken, and take its own away."""
+    try:
+        with suppress(FileExistsError):
+            os.link(partial, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        partial.replace(path)
+        return
+    partial.unlink()
+
+
+def creates_once(url: str) -> bool:
+    """Whether the store of `url` keeps the first of two objects created at one place, found out below `url`.
+
+    Some S3 stores ignore the condition of such a write (If-None-Match) or refuse it.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
+    probe = join(url, f".probe-{uuid.uuid4().hex}")
+    for data in (b"first", b"second"):
+        create_bytes(probe, data)
+    kept = read_bytes(probe) == b"first"
+    delete(probe)
+    return kept
 
 
 def _write_aside(target: Path, data: bytes) -> Path:
@@ -156,7 +190,10 @@ def list_versions(url: str) -> dict[str, tuple[int, str]]:
             found = fs.find(path, detail=True)
         except FileNotFoundError:
             return {}
-    marked = {name: (int(info["size"] or 0), _mark(name, info)) for name, info in sorted(found.items())}
+    # Not what is at `url` itself: an object, or a folder if the first one below came just now. Nor the empty objects
+    # with a slash at their end that some programs make for folders.
+    below = {name: info for name, info in sorted(found.items()) if name != path and not name.endswith("/")}
+    marked = {name: (int(info["size"] or 0), _mark(name, info)) for name, info in below.items()}
     return {posixpath.relpath(name, path): version for name, version in marked.items()}
 
 
@@ -245,7 +282,7 @@ def temporary_copy(url: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / posixpath.basename(path)
-        with explained(url):
+        with explained(url), _room(Path(folder).parent):
             fs.get_file(path, str(copy))
         yield copy
 
@@ -258,7 +295,7 @@ def _room(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in UNWRITABLE or _status(error):  # a store may refuse with the same number
             raise
-        raise UserError(f"{folder}: {error.strerror}; TMPDIR names another place for copies of encoders") from error
+        raise UserError(f"{folder}: {error.strerror}; TMPDIR names another place for copies from the store") from error
 
 
 def _download(fs: Any, names: dict[str, str], target: Path) -> None:
@@ -282,6 +319,9 @@ def explained(url: str) -> Iterator[None]:
     except (NotADirectoryError, FileExistsError) as error:
         raise UserError(f"{url}: a file is where a folder should be ({_reason(error)})") from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE and not _status(error):  # not of a store
+            todo = "make room there" if error.errno in FULL else "let this user read and write there"
+            raise UserError(f"{url}: {error.strerror}; {todo}, or name another place") from error
         refused = translate_boto_error(error) if isinstance(error, ClientError) else error
         if isinstance(refused, FileNotFoundError):
             status = f" (HTTP {_status(error)})" if _status(error) else ""
@@ -294,7 +334,7 @@ def explained(url: str) -> Iterator[None]:
         if isinstance(error, (NoConnectionError, HTTPClientError, s3client.BrokenAnswer)):
             reason = f"the object store does not answer ({_reason(error)})"
             raise Unreachable(f"{url}: {reason}; check AWS_ENDPOINT_URL") from error
-        if _status(error) >= 500:
+        if _status(error) >= 500 and _status(error) not in LASTING:
             raise Unreachable(f"{url}: the object store is out of order ({_reason(refused)})") from error
         if _status(error):
             raise UserError(f"{url}: the object store refused ({_reason(refused)})") from error

@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from parrot_dist.local.cluster import RayHead, ray_head
 from parrot_dist.local.s3 import S3Server, s3_server
+from tests.keys import keys_of
 
 # Time belongs to benchmarks: an example that is slow on a busy machine is not wrong.
 settings.register_profile("untimed", deadline=None)
@@ -58,5 +59,6 @@ def ray_cluster(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """A Ray head for the session with four logical CPUs, whose jobs use the S3 server of the session."""
     fair = {"RAY_worker_niceness": "0"}  # 15 by default, with which other tests would leave them no time
     fewer = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # processes of a run, of which each costs a second
-    with ray_head(tmp_path_factory.mktemp("ray"), s3.env | fair, num_cpus=4) as head:
+    # The keys in the environment, as pods have them; everything else that the tests run has a file with them.
+    with ray_head(tmp_path_factory.mktemp("ray"), s3.env | keys_of(s3) | fair, num_cpus=4) as head:
         yield replace(head, env=head.env | fewer)

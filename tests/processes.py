@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -32,11 +33,31 @@ def data_processes(address: str) -> list[int]:
     return [pid for pid, (_, parent) in processes.items() if parent in servers]
 
 
+def family(pid: int) -> list[int]:
+    """A process and all that descends from it."""
+    found, processes = [pid], running()
+    for parent in found:
+        found += [child for child, (_, of) in processes.items() if of == parent]
+    return found
+
+
+def listening(pid: int) -> dict[str, str]:
+    """Address and port, as /proc/net writes them, on which one of the `family` listens -> its command line."""
+    rows = [line.split() for file in ("tcp", "tcp6") for line in Path("/proc/net", file).read_text().splitlines()[1:]]
+    address = {row[9]: row[1] for row in rows if row[3] == "0A"}  # by the number of the socket's inode
+    found = {}
+    for one in family(pid):
+        with suppress(OSError):  # it, or one of its files, is gone
+            command = Path(f"/proc/{one}/cmdline").read_text().replace("\0", " ")
+            for file in Path(f"/proc/{one}/fd").iterdir():
+                with suppress(OSError):
+                    number = re.sub(r"\D", "", os.readlink(file))
+                    found |= {address[number]: command} if number in address else {}
+    return found
+
+
 def cut_power(pid: int) -> None:
     """Kill a process and all that descends from it, none of which gets to say a word."""
-    doomed, processes = [pid], running()
-    for parent in doomed:
-        doomed += [child for child, (_, of) in processes.items() if of == parent]
-    for one in doomed:
+    for one in family(pid):
         with suppress(ProcessLookupError):
             os.kill(one, signal.SIGKILL)

@@ -31,6 +31,8 @@ LOOPBACK = "127.0.0.1"
 SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # binds loopback only, on Linux too
+    "GLOO_SOCKET_IFNAME": "lo",  # by default these two choose a device by the host's name, or any but this one
+    "NCCL_SOCKET_IFNAME": "lo",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_COLOR_PREFIX": "0",
     "AUTOSCALER_METRIC_PORT": "0",  # any free one; the fixed ones are for one head on a machine
@@ -169,7 +171,7 @@ def start_command(temp: str, num_cpus: int | None) -> list[str]:
         *("ray", "start", "--head", "--block", "--include-dashboard=true", "--log-color=false"),
         *(f"--node-ip-address={LOOPBACK}", f"--dashboard-host={LOOPBACK}", f"--temp-dir={temp}"),
         "--object-store-memory=200000000",  # bytes; nothing large goes through it, and /dev/shm may be small
-        *([f"--num-cpus={num_cpus}"] if num_cpus else []),
+        *([f"--num-cpus={num_cpus}"] if num_cpus is not None else []),
         *ANY_PORT,
         f"--ray-client-server-port={client_port}",
     ]

@@ -39,6 +39,9 @@ class Mlflow:
     """One MLflow run for all parts of a run: it is found again by its tag."""
 
     def __init__(self, config: Config) -> None:
+        # MLflow would print the run's address in the end, with the password that MLFLOW_TRACKING_URI may hold; and
+        # stdout belongs to the run's own lines.
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
         self._client = MlflowClient()
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "parrot")
         experiment = self._client.get_experiment_by_name(name)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from parrot_dist import storage
 from parrot_dist.config import Config
-from parrot_dist.errors import UserError
+from parrot_dist.errors import UserError, without_userinfo
 
 FOLDER = "tensorboard"  # of the run
 IDENTITY = "tracking_id"  # of the run: what services know it by; gone with the run's folder, unlike its name
@@ -146,5 +146,5 @@ class Tracking:
             self._leave_out(name, error)
 
     def _leave_out(self, name: str, error: Exception) -> None:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = without_userinfo((str(error).splitlines() or [""])[0])
         self._warn(f"tracking: {name} is left out from here on ({type(error).__name__}: {reason})")

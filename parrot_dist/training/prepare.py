@@ -44,6 +44,12 @@ def prepare(config: Config, view: View) -> bool:
             view.show("message", text=complete)
             show_end(view, config, "finished")
             return False
+    if not storage.creates_once(config.output):
+        unsafe = (
+            f"{config.output}: this store knows no conditional writes (If-None-Match); two drivers of this run are not "
+            "kept apart if they start at once: see to it that only one does"
+        )
+        view.show("warning", text=unsafe)
     tracking.check(config)
     storage.write_bytes(storage.join(config.run_url, CONFIG_PART), configuration.dumps(config).encode())
     record_start(config.run_url)

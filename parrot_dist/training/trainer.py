@@ -12,6 +12,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from parrot_dist import configuration, storage
 from parrot_dist.config import Config, Scale
+from parrot_dist.training.rendezvous import Rendezvous
 from parrot_dist.training.worker import train_worker
 
 RAY_FOLDER = "ray"  # of the run: what Ray Train writes
@@ -46,7 +47,7 @@ def build_trainer(config: Config, monitor: Any) -> Trainer:
             resources_per_worker=resources_of(scale),
             placement_strategy=scale.placement,
         ),
-        torch_config=ray.train.torch.TorchConfig(backend="cpu:gloo,cuda:nccl" if scale.use_gpu else "gloo"),
+        torch_config=Rendezvous(backend="cpu:gloo,cuda:nccl" if scale.use_gpu else "gloo"),
         run_config=ray.train.RunConfig(
             # A name of its own each time: what to go on from is read off our checkpoints, not off Ray's memory.
             name=secrets.token_hex(4),

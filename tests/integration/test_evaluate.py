@@ -18,6 +18,7 @@ from parrot_dist.reporting.provenance import read_starts
 from parrot_dist.training import checkpoint
 from parrot_dist.training.task import Task, open_task
 from tests.jobs import Material, copy_without_reference, settings, train_here
+from tests.keys import holding, keys_of, secret_of
 
 FILES = {"confusion.svg", "predictions.parquet", "report.html", "scores.json"}
 
@@ -42,9 +43,11 @@ def task_of(run: str) -> Task:
 
 
 def test_everything_is_written_to_the_store_and_to_a_local_folder(
-    program: Program, trained: Trained, tmp_path: Path
+    program: Program, trained: Trained, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trained("parrot")
+    for name, value in keys_of(s3).items():
+        monkeypatch.setenv(name, value)
     code, output, _ = program(run)
     assert code == 0
     assert f"{run}/checkpoints/step-00000006 on test, batch-coupled:" in output
@@ -54,6 +57,9 @@ def test_everything_is_written_to_the_store_and_to_a_local_folder(
     for name in FILES:
         assert storage.read_bytes(f"{stored}/{name}") == (copies / name).read_bytes()
     assert (copies / "confusion.svg").read_text().lstrip().startswith(("<svg", "<?xml"))
+    contents = {"output": output.encode()} | {name: (copies / name).read_bytes() for name in FILES}
+    assert {"output", "report.html"} <= set(holding(run, contents))
+    assert holding(secret_of(s3), contents) == []
     report = (copies / "report.html").read_text()
     assert "batch-coupled" in report
     assert "reference" in report

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from parrot_dist.errors import UserError
-from parrot_dist.local.cluster import RayHead, client_environment, ray_head
+from parrot_dist.local.cluster import RayHead, client_environment, ray_head, start_command
 from parrot_dist.local.s3 import S3Server
 from tests.waiting import wait_until
 
@@ -80,6 +80,11 @@ def test_a_job_gets_the_code_and_the_credentials_and_no_secret_is_recorded(
     secret = Path(s3.env["AWS_SHARED_CREDENTIALS_FILE"]).read_text().partition("aws_secret_access_key = ")[2].split()[0]
     for private in (secret, s3.env["AWS_SHARED_CREDENTIALS_FILE"], s3.endpoint):
         assert private not in jobs  # it came as inherited environment, which Ray does not record
+
+
+def test_a_head_has_as_many_cpus_as_it_is_told_also_none(tmp_path: Path) -> None:
+    assert "--num-cpus=0" in start_command(str(tmp_path), 0)
+    assert not any("--num-cpus" in word for word in start_command(str(tmp_path), None))
 
 
 def test_the_exit_code_is_the_jobs_own(ray_cluster: RayHead, tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import configparser
-import json
+import io
 import re
 import subprocess
 import sys
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -18,28 +18,56 @@ from parrot_dist.local.s3 import S3Server
 from parrot_dist.training import checkpoint
 from tests.corpus import write_corpus
 from tests.jobs import Driver, Material, fingerprint, settings, train_here
-from tests.processes import cut_power, running
+from tests.keys import contents_of, holding, secret_of
+from tests.processes import cut_power, listening, running
 
 pytestmark = pytest.mark.cluster
+LOOPBACK = ("0100007F:", "00000000000000000000000001000000:", "0000000000000000FFFF00000100007F:")  # of /proc/net
 METADATA = """if True:
-    # The keys of Ray's key-value store, where pickled functions, jobs and packages are, whose values hold argv[1].
-    import json, sys
+    # Writes every value of the key-value store, where pickled functions, jobs and packages are, to a file of the folder
+    # argv[1], and Ray's tables of what it has run to one file each.
+    import pathlib, sys
     import ray
     from ray._private import ray_constants
     from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
+    from ray.util import state
     ray.init(log_to_driver=False)
-    spaces = [space for name, space in vars(ray_constants).items() if name.startswith("KV_NAMESPACE_")]
-    keys = [(key, space) for space in spaces for key in _internal_kv_list(b"", namespace=space)]
-    assert any(space == b"fun" for _, space in keys)
-    found = [key for key, space in keys if sys.argv[1].encode() in (_internal_kv_get(key, namespace=space) or b"")]
-    print(json.dumps([repr(key) for key in found]))
+    folder = pathlib.Path(sys.argv[1])
+    for name, space in vars(ray_constants).items():
+        if name.startswith("KV_NAMESPACE_"):
+            for number, key in enumerate(_internal_kv_list(b"", namespace=space)):
+                value = _internal_kv_get(key, namespace=space) or b""
+                (folder / f"{name}-{number}").write_bytes(value)
+    for what in ("actors", "tasks", "jobs", "nodes", "workers", "runtime_envs", "placement_groups", "objects"):
+        table = getattr(state, f"list_{what}")(detail=True, limit=10000)
+        (folder / f"table-{what}").write_text(repr(table))
 """
 
 
-def secret_of(s3: S3Server) -> str:
-    content = configparser.ConfigParser()
-    content.read(s3.env["AWS_SHARED_CREDENTIALS_FILE"])
-    return content["default"]["aws_secret_access_key"]
+def ray_knows(head: RayHead, folder: Path) -> dict[str, bytes]:
+    """Everything that Ray has written down: place -> content."""
+    token = Path(head.env["RAY_AUTH_TOKEN_PATH"])
+    request = urllib.request.Request(
+        f"{head.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token.read_text()}"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        found = {"dashboard": answer.read()}
+    command = [sys.executable, "-c", METADATA, str(folder)]
+    subprocess.run(command, env=client_environment(head.env), check=True)
+    scratch = re.search(r"/tmp/ray-\w+", (token.parent / "ray.log").read_text())
+    for place in (folder, Path(scratch[0])):
+        found |= contents_of(place)
+    return found | {"ray.log": (token.parent / "ray.log").read_bytes()}
+
+
+def unzipped(contents: dict[str, bytes]) -> dict[str, bytes]:
+    """`contents`, and what is in those of them that are archives, as Ray's packages are."""
+    found = dict(contents)
+    for place, data in contents.items():
+        if zipfile.is_zipfile(io.BytesIO(data)):
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                found |= {f"{place}: {name}": archive.read(name) for name in archive.namelist()}
+    return found
 
 
 def test_it_ends_with_code_0_and_says_how_it_went_and_where_the_checkpoints_are(finished_run) -> None:
@@ -62,24 +90,27 @@ def test_the_resolved_configuration_lies_beside_the_checkpoints_and_in_each(fini
     assert not storage.exists(f"{finished_run.url}/ray")  # what Ray keeps there is of no use any more
 
 
-def test_no_secret_is_in_rays_metadata_its_files_or_the_store(finished_run, ray_cluster: RayHead, s3: S3Server) -> None:
-    secret, found = secret_of(s3).encode(), []
-    token = Path(ray_cluster.env["RAY_AUTH_TOKEN_PATH"])
-    request = urllib.request.Request(
-        f"{ray_cluster.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token.read_text()}"}
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        found += [request.full_url] if secret in answer.read() else []
-    scratch = re.search(r"/tmp/ray-\w+", (token.parent / "ray.log").read_text())
-    files = [path for path in Path(scratch[0]).rglob("*") if path.is_file()]
-    assert any("ray-train" in path.name for path in files)
-    found += [path for path in files if secret in path.read_bytes()]
-    client = [sys.executable, "-c", METADATA, secret.decode()]
-    found += json.loads(subprocess.check_output(client, env=client_environment(ray_cluster.env)).splitlines()[-1])
-    objects = storage.list_files(finished_run.url)
-    assert len(objects) > 18
-    found += [name for name in objects if secret in storage.read_bytes(f"{finished_run.url}/{name}")]
-    assert found == []
+def test_no_secret_is_in_what_ray_knows_or_in_the_store(
+    finished_run, ray_cluster: RayHead, s3: S3Server, tmp_path: Path
+) -> None:
+    output = finished_run.url.removesuffix("/run")
+    objects = {f"object {name}": storage.read_bytes(f"{output}/{name}") for name in storage.list_files(output)}
+    contents = unzipped(ray_knows(ray_cluster, tmp_path) | objects | {"output": finished_run.output.encode()})
+
+    # What is known to be there is found in every kind of place: a search that finds nothing would prove nothing.
+    for word, kinds in {
+        output: "dashboard, job-driver, KV_NAMESPACE_JOB, table-jobs, object run/config.yaml, output",
+        "parrot_dist.training.monitor": "KV_NAMESPACE_FUNCTION_TABLE",
+        "TrainController": "ray-train-sys-controller",
+        "RayTrainWorker": "table-actors, table-tasks",
+        "def exits_cleanly": "parrot_dist/errors.py",
+        "train/loss": "object run/tensorboard",
+        "sizes": "object cache",
+    }.items():
+        places = "\n".join(holding(word, contents))
+        assert [kind for kind in kinds.split(", ") if kind not in places] == []
+    token = Path(ray_cluster.env["RAY_AUTH_TOKEN_PATH"]).read_text()
+    assert [holding(secret, contents) for secret in (secret_of(s3), token)] == [[], []]
 
 
 def test_the_same_command_again_says_that_all_is_done_and_changes_nothing(
@@ -131,12 +162,15 @@ def test_a_corpus_that_has_changed_is_refused(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_without_a_cluster_it_starts_one_of_its_own_and_when_its_head_is_lost_goes_on_in_another(
+def test_without_a_cluster_it_starts_one_of_its_own_on_loopback_and_when_its_head_is_lost_goes_on_in_another(
     material: Material, bucket_url: str, ray_cluster: RayHead, finished_run
 ) -> None:
     words = settings(material, bucket_url, "checkpoint.every_steps=1")
     with Driver(words, client_environment({})) as driver:
         driver.wait_for("epoch 1/3  loss")
+        heard = listening(driver.process.pid)
+        assert any("TrainWorker" in command for command in heard.values())
+        assert {place: command for place, command in heard.items() if not place.startswith(LOOPBACK)} == {}
         for child, (_, parent) in running().items():
             if parent == driver.process.pid:
                 cut_power(child)

@@ -19,6 +19,7 @@ from parrot_dist.training import checkpoint
 from parrot_dist.training.export import write_export
 from tests.corpus import CLASSES, tone
 from tests.jobs import Material, settings, train_here, write_material
+from tests.keys import contents_of, holding
 
 FRESH = """
 import pickle, socket, sys
@@ -53,6 +54,16 @@ def copy(exported: Path, tmp_path: Path) -> Path:
 
 def bits(predictor: Predictor) -> str:
     return " ".join(predictor.predict(tone(pitch, 0.4)).tobytes().hex() for pitch in (150, 250, 350))
+
+
+def test_an_export_holds_nothing_of_the_environment(
+    local_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    write_export(local_run, str(tmp_path))
+    contents = contents_of(tmp_path)
+    assert holding(CLASSES[0], contents)
+    assert holding("planted-secret", contents) == []
 
 
 def test_without_run_encoders_or_network_a_fresh_process_gets_the_same_bits(tmp_path: Path) -> None:
@@ -145,9 +156,10 @@ def test_a_card_may_be_rewritten(copy: Path, exported: Path) -> None:
 
 def test_nothing_is_written_over(local_run: str, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    for place in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(UserError, match="holds something already"):
-            write_export(local_run, str(place))
+    with pytest.raises(UserError, match="holds something already"):
+        write_export(local_run, str(tmp_path))
+    with pytest.raises(UserError, match="a file is where a folder should be"):
+        write_export(local_run, str(tmp_path / "thesis.tex"))
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 

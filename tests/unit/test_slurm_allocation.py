@@ -100,6 +100,21 @@ def test_shellcheck_has_nothing_to_say() -> None:
     assert (ended.returncode, ended.stdout) == (0, "")
 
 
+@pytest.mark.parametrize("file", ["slurm/parrot.sbatch", "slurm/README.md", "README.md", "docs/researcher.md"])
+def test_allocations_that_are_shown_as_examples_can_be_trained_on(file: str) -> None:
+    lines = [line for line in (REPOSITORY / file).read_text().splitlines() if "PARROT_PROGRAM" not in line]
+    examples = re.findall(r"sbatch (.*)slurm/parrot\.sbatch", "\n".join(lines))
+    assert any("--nodes" in options for options in examples)
+    for options in examples:
+        asked = {name: int(number) for name, number in re.findall(r"--([a-z-]+)=(\d+)", options)}
+        gpus = asked.get("gpus-per-node", 0)
+        job(JOB, allocation(asked.get("nodes", 1), asked.get("cpus-per-task", max(1, gpus)), gpus))
+
+
+def test_a_step_gets_the_environment_of_its_job_whatever_the_job_got_of_its_submitters() -> None:
+    assert re.search(r"\bsrun --export=ALL ", (REPOSITORY / "slurm" / "parrot.sbatch").read_text())
+
+
 def test_only_own_processes_are_ended() -> None:
     code = re.sub(r"#.*", "", (REPOSITORY / "slurm" / "parrot.sbatch").read_text())
     assert not re.search(r"ray stop|symmetric-run|pkill|killall", code)

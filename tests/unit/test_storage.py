@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
+from s3fs import S3FileSystem
 
-from parrot_dist import storage
-from parrot_dist.errors import UserError
+from parrot_dist import configuration, s3client, storage
+from parrot_dist.errors import Unreachable, UserError
+from parrot_dist.training import lease, prepare
+from tests.jobs import Material, settings
 
 
 @pytest.mark.parametrize("url", ["s3:/bucket/folder", "s3:", "s3://", "http://host/folder"])
@@ -61,3 +66,123 @@ def test_a_version_changes_with_the_content_also_behind_a_link(tmp_path: Path) -
     after = storage.list_versions(str(tmp_path / "seen"))
     assert before["a"] != after["a"]
     assert before["gone"] == after["gone"]
+
+
+def test_a_listing_holds_objects_below_its_place_only(bucket_url: str, tmp_path: Path) -> None:
+    storage.write_bytes(f"{bucket_url}/object", b"12")
+    storage.write_bytes(f"{bucket_url}/run/part", b"1")
+    bucket, _, key = bucket_url.removeprefix("s3://").partition("/")
+    for folder in ("run", "run/empty", "made"):  # as a console makes folders
+        s3client.client().put_object(Bucket=bucket, Key=f"{key}/{folder}/")
+    for place, there in {"object": {}, "run": {"part": 1}, "run/": {"part": 1}, "made": {}, "none": {}}.items():
+        assert storage.list_files(f"{bucket_url}/{place}") == there
+    storage.write_bytes(str(tmp_path / "object"), b"12")
+    assert storage.list_files(str(tmp_path / "object")) == {}
+
+
+def test_a_folder_that_appears_while_it_is_listed_is_no_object_of_its_own(
+    bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write_bytes(f"{bucket_url}/run/part", b"1")
+    listing, calls = S3FileSystem._lsdir, []
+
+    async def at_first_nothing(self: S3FileSystem, path: str, **words: object) -> list[object]:
+        calls.append(path)
+        return await listing(self, path, **words) if len(calls) > 1 else []
+
+    monkeypatch.setattr(S3FileSystem, "_lsdir", at_first_nothing)
+    assert storage.list_files(f"{bucket_url}/run") == {}
+
+
+@pytest.mark.parametrize(
+    ("number", "todo"),
+    [
+        (errno.ENOSPC, "make room there"),
+        (errno.EDQUOT, "make room there"),
+        (errno.EROFS, "let this user read and write there"),
+        (errno.EACCES, "let this user read and write there"),
+    ],
+)
+def test_a_folder_that_takes_nothing_is_named_with_what_to_do(
+    number: int, todo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, data: bytes) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(UserError) as refusal:
+        storage.check_writable(str(tmp_path))
+    assert str(refusal.value) == f"{tmp_path}: {os.strerror(number)}; {todo}, or name another place"
+
+
+@pytest.mark.parametrize(("status", "lasts"), [(501, True), (507, True), (503, False)])
+def test_a_store_that_will_never_take_it_is_not_tried_again(status: int, lasts: bool) -> None:
+    answer = {"Error": {"Code": "StorageFull"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    with pytest.raises(UserError, match=f"HTTP {status}") as refusal, storage.explained("s3://bucket/object"):
+        raise ClientError(answer, "PutObject")
+    assert isinstance(refusal.value, Unreachable) != lasts
+
+
+@pytest.fixture(params=["ignores the condition", "refuses it", "has no links"])
+def simple_store(
+    request: pytest.FixtureRequest, bucket_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """A place in a store that cannot create an object only where there is none."""
+    call = S3FileSystem._call_s3
+
+    async def call_s3(self: S3FileSystem, method: str, *positional: object, **words: object) -> object:
+        if words.pop("IfNoneMatch", None) and request.param == "refuses it":
+            answer = {"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}}
+            raise OSError(errno.EIO, "a header is not implemented") from ClientError(answer, "PutObject")
+        return await call(self, method, *positional, **words)
+
+    def link(source: Path, target: str) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", call_s3)
+    monkeypatch.setattr(os, "link", link)
+    return str(tmp_path) if request.param == "has no links" else bucket_url
+
+
+@pytest.mark.parametrize("kind", ["s3", "folder"])
+def test_a_store_that_keeps_writers_apart_is_known(kind: str, bucket_url: str, tmp_path: Path) -> None:
+    place = bucket_url if kind == "s3" else str(tmp_path)
+    assert storage.creates_once(place)
+    assert storage.list_files(place) == {}
+
+
+def test_a_run_can_have_a_store_that_does_not_keep_its_drivers_apart(
+    simple_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not storage.creates_once(simple_store)
+    assert storage.list_files(simple_store) == {}
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+    for _ in range(2):
+        with (
+            lease.hold(simple_store, pytest.fail),
+            pytest.raises(UserError, match="is being trained by"),  # one that comes later is refused all the same
+            lease.hold(simple_store, lambda text: None),
+        ):
+            pass
+    assert storage.list_files(simple_store) == {}
+
+
+class Shown:
+    """A view that keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def show(self, kind: str, **data: str) -> None:
+        self.warnings += [data["text"]] if kind == "warning" else []
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_it_is_said_before_a_run_whether_drivers_are_kept_apart(
+    apart: bool, local_material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "creates_once", lambda url: apart)
+    view = Shown()
+    assert prepare.prepare(configuration.load(None, settings(local_material, str(tmp_path))), view)
+    said = [text for text in view.warnings if text.startswith(f"{tmp_path}: ") and "two drivers" in text]
+    assert len(said) == (not apart)

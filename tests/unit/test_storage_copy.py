@@ -79,18 +79,22 @@ def can_mount():
 
 
 @pytest.mark.skipif(not can_mount(), reason="needs a mount namespace of its own")
-def test_a_full_disk_is_a_users_mistake(bucket_url, tmp_path):
+@pytest.mark.parametrize(
+    ("copy", "folder"), [("local_copy(url)", "/parrot-dist-0"), ("temporary_copy(url).__enter__()", "")]
+)
+def test_a_full_disk_is_a_users_mistake(copy, folder, bucket_url, tmp_path):
     storage.write_bytes(f"{bucket_url}/model/weights.bin", bytes(2**20))
     script = f"""
         from parrot_dist import storage
         from parrot_dist.errors import UserError
+        url = "{bucket_url}/model/weights.bin"
         try:
-            storage.local_copy("{bucket_url}/model")
+            storage.{copy}
         except UserError as error:
             print(error)
     """
     mounted = 'mount -t tmpfs -o size=64k tmpfs "$TMPDIR" && exec "$0" -c "$1"'
     command = [*UNPRIVILEGED, "sh", "-c", mounted, sys.executable, dedent(script)]
     ended = subprocess.run(command, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True)
-    expected = f"{tmp_path}/parrot-dist-0: No space left on device; TMPDIR names another place for copies of encoders\n"
+    expected = f"{tmp_path}{folder}: No space left on device; TMPDIR names another place for copies from the store\n"
     assert ended.stdout == expected, ended.stderr

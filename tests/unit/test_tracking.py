@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,11 @@ from parrot_dist.errors import UserError
 from parrot_dist.reporting import tracking
 from parrot_dist.reporting.tracking import CURVES, Tracking, curves
 from parrot_dist.training.gauges import gauge_name
+from tests.keys import contents_of, holding
 
 FAILURES: list[str] = []
 STEPS = 5  # in an epoch
+PASSWORD = "planted-secret"
 DASHBOARD = Path(__file__).parents[2] / "k8s" / "grafana-dashboard.json"
 
 
@@ -64,13 +68,27 @@ def no_warning() -> Iterator[None]:
     assert FAILURES == []
 
 
+@pytest.fixture(autouse=True)
+def no_memory_of_wandbs() -> Iterator[None]:
+    """It keeps the settings and the key that it met first."""
+    yield
+    if module := sys.modules.get("wandb"):
+        module.teardown()
+
+
+@pytest.fixture(autouse=True)
+def secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys of a store in the environment, as on Kubernetes, of which a tracker could keep a copy."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", PASSWORD)
+
+
 class Fake:
     """Stands in for a service, and keeps what it is told."""
 
-    def __init__(self, fails: str = "") -> None:
+    def __init__(self, fails: str = "", why: str = "no route\nto host") -> None:
         self.points: list[tuple[int, str]] = []
         self.calls: list[str] = []
-        self.fails = fails
+        self.fails, self.why = fails, why
 
     def open_tracker(self, _: Config) -> Fake:
         self._call("open")
@@ -86,7 +104,7 @@ class Fake:
     def _call(self, what: str) -> None:
         self.calls.append(what)
         if what == self.fails:
-            raise ConnectionError("no route\nto host")
+            raise ConnectionError(self.why)
 
 
 def install(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +163,8 @@ def test_tensorboard_goes_on_with_its_curves(tmp_path: Path) -> None:
     assert losses[3].value == 0.25
     assert [event.step for event in events.Scalars("validation/uar")] == [5, 10, 15]
     assert "epoch/marginal_error" not in events.Tags()["scalars"]
+    assert holding("train/loss", contents_of(tmp_path))
+    assert holding(PASSWORD, contents_of(tmp_path)) == []
 
 
 def test_mlflow_keeps_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +184,8 @@ def test_mlflow_keeps_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert one.data.params["fusion.epsilon"] == "0.05"
     history = client.get_metric_history(one.info.run_id, "train/loss")
     assert sorted(metric.step for metric in history) == list(range(1, 16))
+    assert holding("lifecycle_stage", contents_of(tmp_path / "mlflow"))
+    assert holding(PASSWORD, contents_of(tmp_path)) == []
 
 
 def test_mlflow_without_a_server_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -176,6 +198,76 @@ def test_mlflow_without_a_server_is_refused(monkeypatch: pytest.MonkeyPatch, tmp
     with pytest.raises(UserError, match=re.escape("MLFLOW_TRACKING_URI=http://127.0.0.1:9: ")):
         tracking.check(job(tmp_path, "mlflow"))
     assert not (tmp_path / "run").exists()
+
+
+class FakeMlflow(BaseHTTPRequestHandler):
+    """Knows one finished run, which is its answer to everything."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        run = {"info": {"run_id": "0", "run_name": "run", "experiment_id": "1", "status": "FINISHED"}}
+        answer = {"experiment": {"experiment_id": "1", "name": "parrot"}, "runs": [run], "run": run}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer | {"run_info": run["info"]}).encode())
+
+    do_GET = do_POST  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        """Nothing for every request."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """Where `FakeMlflow` answers, with a user and a password in the address."""
+    with HTTPServer(("127.0.0.1", 0), FakeMlflow) as http:
+        threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05}).start()
+        yield f"http://me:{PASSWORD}@127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+def test_a_password_in_mlflows_address_is_not_printed_at_the_end(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
+    monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    settings = job(tmp_path, "mlflow")
+    tracking.check(settings)
+    tracker = Tracking(settings, fail)
+    run(tracker, 0, 10, {10})
+    tracker.close(finished=True)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("password", [PASSWORD, f"a/{PASSWORD}", f"a@{PASSWORD}", f"a?{PASSWORD}", f"a#{PASSWORD}"])
+def test_a_password_in_mlflows_address_is_not_shown(
+    password: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{password}@127.0.0.1:9")  # where nobody listens
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI=http://127\.0\.0\.1:9: \w+") as refusal:
+        tracking.check(job(tmp_path, "mlflow"))
+    assert PASSWORD not in str(refusal.value)
+    fake, warnings = Fake("log", f"no answer from http://me:{password}@127.0.0.1:9/api"), []
+    install(fake, monkeypatch)
+    tracker = Tracking(replace(job(tmp_path), tracking=["wandb"]), warnings.append)
+    run(tracker, 0, 10, {10})
+    tracker.close(finished=True)
+    assert [text for text in warnings if "wandb" in text] == [
+        "tracking: wandb is left out from here on (ConnectionError: no answer from http://127.0.0.1:9/api)"
+    ]
+
+
+@pytest.mark.parametrize("key", [PASSWORD, f"{PASSWORD} {'k' * 40}", f"{PASSWORD}\n{'k' * 40}"])
+def test_a_key_that_wandb_does_not_take_is_not_shown(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://me:{PASSWORD}@127.0.0.1:9")
+    with pytest.raises(UserError, match=r"tracking: wandb: .* WANDB_MODE=offline") as refusal:
+        tracking.check(job(tmp_path, "wandb"))
+    assert PASSWORD not in str(refusal.value)
 
 
 def test_wandb_offline_keeps_the_id_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +286,8 @@ def test_wandb_offline_keeps_the_id_of_the_run(tmp_path: Path, monkeypatch: pyte
     identity = (tmp_path / "run" / "tracking_id").read_text()
     files = sorted(tmp_path.glob(f"from-*/wandb/offline-run-*/run-{identity}.wandb"))
     assert len(files) == 2  # `wandb sync` makes one run of them
-    assert all(b"validation/uar" in file.read_bytes() for file in files)
+    assert {str(file) for file in files} <= set(holding("validation/uar", contents_of(tmp_path)))
+    assert holding(PASSWORD, contents_of(tmp_path)) == []
 
 
 def test_wandb_without_a_key_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
