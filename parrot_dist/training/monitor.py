@@ -48,9 +48,11 @@ class Monitor:
         self._events: list[Event] = []
         self._stop = False
         self._pulses: dict[int, Pulse] = {}
+        self._heard = time.monotonic()
 
     def put(self, event: Event) -> bool:
         """Take an event of a worker; the answer says whether the run shall stop."""
+        self._heard = time.monotonic()
         self._events.append(event)
         return self._stop
 
@@ -65,11 +67,16 @@ class Monitor:
 
     def beat(self, beat: Beat) -> None:
         """Take a sign of life of a rank."""
-        self._pulses[beat.rank] = feel(self._pulses.get(beat.rank), beat, time.monotonic())
+        self._heard = time.monotonic()
+        self._pulses[beat.rank] = feel(self._pulses.get(beat.rank), beat, self._heard)
 
     def forget(self, rank: int) -> None:
         """The rank has left, or has come anew."""
         self._pulses.pop(rank, None)
+
+    def silence(self) -> float:
+        """Seconds since anything was heard of any rank."""
+        return time.monotonic() - self._heard
 
     def suspects(self, seconds: float) -> list[Suspect]:
         """The ranks that seem to have hung for so long."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-LONGEST_PAUSE_S = 5.0  # between two beats: cheap, and soon enough for any `scale.hang_seconds`
+LONGEST_PAUSE_S = 5.0  # between two beats: cheap, and soon enough for a driver that wants to know who is at work
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Heart:
 
     def __init__(self, monitor: Any, rank: int, hang_seconds: float) -> None:
         self._monitor, self._rank = monitor, rank
-        self._pause = min(hang_seconds / 4, LONGEST_PAUSE_S)
+        self._pause = min(hang_seconds / 4 or LONGEST_PAUSE_S, LONGEST_PAUSE_S)
         self._trainer = threading.get_ident()
         self._worker = ray.get_runtime_context().current_actor
         self._over = threading.Event()
@@ -105,15 +105,13 @@ class Heart:
 
     def __enter__(self) -> Heart:
         self._monitor.forget.remote(self._rank)  # what this rank was before it was lost
-        if self._pause:
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        if self._pause:
-            self._thread.join()
-            ray.get(self._monitor.forget.remote(self._rank))
+        self._thread.join()
+        ray.get(self._monitor.forget.remote(self._rank))
 
     def _run(self) -> None:
         host = socket.gethostname()

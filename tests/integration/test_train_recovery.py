@@ -18,7 +18,7 @@ from parrot_dist.local.s3 import S3Server
 from tests.corpus import write_corpus
 from tests.faults import fault_proxy
 from tests.jobs import Driver, Material, fingerprint, settings, train_here
-from tests.processes import data_processes, train_workers
+from tests.processes import actors, data_processes, train_workers
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -102,6 +102,21 @@ def test_a_job_that_still_waits_for_its_workers_ends_at_once_when_told_to(
         driver.process.send_signal(signal.SIGTERM)
         assert driver.finish() == 128 + signal.SIGTERM, driver.output
     assert "nothing was saved yet" in driver.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_driver_that_loses_what_workers_report_to_ends_at_once_and_says_so(
+    material: Material, bucket_url: str, ray_cluster: RayHead
+) -> None:
+    words = settings(material, bucket_url, "fusion.name=cnn", "scale.cpus_per_worker=3")
+    with Driver(words, ray_cluster.env) as driver:
+        driver.wait_for("waiting until the cluster has 6 CPUs for 2 workers; it has 4")
+        driver.wait_until(lambda: actors(ray_cluster.address, "ray::Monitor") != [])
+        (monitor,) = actors(ray_cluster.address, "ray::Monitor")
+        os.kill(monitor, signal.SIGKILL)
+        assert driver.finish(within_s=60) == 1, driver.output
+    assert "the run was lost: the process on this node that workers report to has ended" in driver.output
+    assert "Traceback" not in driver.output
 
 
 def test_a_store_that_goes_away_ends_the_run_at_once_though_only_one_worker_writes(
