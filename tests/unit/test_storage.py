@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,26 @@ def test_listing_names_sizes_below_a_place(tmp_path: Path) -> None:
     storage.delete(str(tmp_path / "a"))
     storage.delete(str(tmp_path / "a"))
     assert not storage.exists(str(tmp_path / "a"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_file_is_on_the_disk_and_all_that_came_before_it_in_its_folder_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, rename = os.fsync, Path.replace
+
+    def note_sync(file: int) -> None:
+        done.append(f"sync {Path(os.readlink(f'/proc/self/fd/{file}')).name}")
+        sync(file)
+
+    def note_rename(self: Path, target: Path) -> Path:
+        done.append(f"rename {self.name}")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_rename)
+    storage.write_bytes(str(tmp_path / "folder" / "manifest"), b"1")
+    file = done[-1].removeprefix("rename ")
+    assert done == [f"sync {file}", "sync folder", f"rename {file}"]
+    assert (tmp_path / "folder" / "manifest").read_bytes() == b"1"
