@@ -19,7 +19,6 @@ from ray.exceptions import (
     ActorUnavailableError,
     LocalRayletDiedError,
     NodeDiedError,
-    RayError,
     RaySystemError,
     RpcError,
 )
@@ -30,11 +29,12 @@ from parrot_dist.config import Config
 from parrot_dist.errors import UserError
 from parrot_dist.reporting.tracking import Tracking, curves
 from parrot_dist.reporting.view import View
+from parrot_dist.training.checkpoint import SETTLE_S
 from parrot_dist.training.gauges import Gauges
 from parrot_dist.training.lease import Lease, hold
 from parrot_dist.training.monitor import Event, Monitor
 from parrot_dist.training.prepare import show_end
-from parrot_dist.training.pulse import LONGEST_PAUSE_S, Suspect, hangs
+from parrot_dist.training.pulse import LONGEST_PAUSE_S, Suspect, hanging
 from parrot_dist.training.trainer import RAY_FOLDER, Trainer, build_trainer, resources_of
 
 POLL_SECONDS = 0.2
@@ -62,7 +62,7 @@ def launch(config: Config, view: View) -> int:
         # On the driver's node: anywhere else, the loss of that node would end the driver and not only its workers.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         monitor: Any = ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=here).remote()
-        watch = Watch(config, monitor, build_trainer(config, monitor), signals, view, lease)
+        watch = Watch(config, monitor, build_trainer(config, monitor, lease.claim), signals, view, lease)
         error = watch.fit()
     return conclude(config, view, watch, error)
 
@@ -78,7 +78,10 @@ def conclude(config: Config, view: View, watch: Watch, error: Exception | None) 
         show_end(view, config, "failed", why)
         raise UserError(why)
     if watch.how == "finished" and error is None:
-        storage.delete(storage.join(config.run_url, RAY_FOLDER))
+        try:
+            storage.delete(storage.join(config.run_url, RAY_FOLDER))
+        except (UserError, OSError) as failure:  # the store is away: the run is finished all the same
+            view.show("warning", text=f"what Ray Train wrote is left behind: {failure}")
         show_end(view, config, "finished")
         return 0
     if watch.signals:
@@ -150,7 +153,7 @@ class Watch:
         self._loss: Exception | None = None
         self._fault: BaseException | None = None
         self._lease = lease
-        self._failed_at: float | None = None
+        self._end_at = float("inf")
         self._looked_at = 0.0
 
     def fit(self) -> Exception | None:
@@ -188,19 +191,19 @@ class Watch:
         except BaseException as error:
             self._fault = error
         while not self._over.wait(POLL_SECONDS):
-            with suppress(RayError):
+            with suppress(Exception):  # the cluster is lost, which ends `fit` too
                 self._trainer.give_up()
 
     def _look(self) -> None:
         if select.select([self._inbox], [], [], POLL_SECONDS)[0]:
             self.signals.append(self._inbox.recv(1)[0])
         self._heed_signals()
-        if self._failed_at is not None and time.monotonic() - self._failed_at > GRACE_SECONDS:
+        if time.monotonic() > self._end_at:
             self._trainer.give_up()
         self._show_events()
         self._end_what_hangs()
         if self._lease.lost:
-            self._fail(self._lease.lost)
+            self._fail(self._lease.lost, GRACE_SECONDS)
 
     def _heed_signals(self) -> None:
         """Ask for a last checkpoint; at a second signal, and where nobody is at work that could save one, end the run.
@@ -226,10 +229,10 @@ class Watch:
             return
         self._looked_at = now
         found: list[Suspect] = ray.get(self._monitor.suspects.remote(seconds))
+        for suspect in hanging(found):
+            self._view.show("warning", text=f"{suspect} for {seconds:g} s (scale.hang_seconds); starting anew")
+            ray.kill(suspect.beat.worker)
         for suspect in found:
-            if hangs(suspect):
-                self._view.show("warning", text=f"{suspect} for {seconds:g} s (scale.hang_seconds); starting anew")
-                ray.kill(suspect.beat.worker)
             ray.get(self._monitor.forget.remote(suspect.beat.rank))
 
     def _show_events(self) -> None:
@@ -245,12 +248,13 @@ class Watch:
             return
         self.how = event.data["how"]
         if event.data.get("why"):
-            self._fail(event.data["why"])
+            # The first rank may still have to wait for a checkpoint that it is saving.
+            self._fail(event.data["why"], GRACE_SECONDS if event.data["rank"] == 0 else SETTLE_S + GRACE_SECONDS)
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, why: str, grace_s: float) -> None:
         if why not in self.failures:
             self.failures.append(why)
-            self._failed_at = self._failed_at or time.monotonic()
+        self._end_at = min(self._end_at, time.monotonic() + grace_s)
 
     def _say_what_is_lacking(self) -> None:
         scale = self._config.scale

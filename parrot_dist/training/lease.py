@@ -84,9 +84,11 @@ class Claim:
         """Return if the driver still holds the run.
 
         Raises:
-            UserError: another driver has taken it over.
+            UserError: another driver has taken it over; or there is no lease, perhaps because the store is gone.
         """
         newest = _newest(self.run_url)
+        if newest < 0:
+            storage.read_bytes(_place(self.run_url, self.number))  # which says what is missing
         holder = _read(self.run_url, newest)
         # A number may come again, once nobody held the run any more.
         if newest != self.number or holder is None or holder.token != self.token:

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from parrot_dist import configuration
 from parrot_dist.config import Config
 from parrot_dist.data.plan import EpochPlan
 from parrot_dist.data.stream import Skipped, Source
-from parrot_dist.errors import Unreachable, UserError
+from parrot_dist.errors import UserError
 from parrot_dist.fusion import row_keys
 from parrot_dist.reporting.history import EpochRecord
 from parrot_dist.reporting.metrics import DIGITS, score
 from parrot_dist.training import checkpoint
-from parrot_dist.training.checkpoint import Found, Manifest, Writer
+from parrot_dist.training.checkpoint import Found, Manifest, Writer, unfenced
+from parrot_dist.training.clock import Clock
 from parrot_dist.training.inference import Batch, Item, Place, autocast, infer, open_stream
 from parrot_dist.training.model import CONFIG_PART, Inputs, ParrotModel, build_model, describe_encoders, pinned
 from parrot_dist.training.monitor import Listener, Stopped
 from parrot_dist.training.optimizer import build_optimizer
+from parrot_dist.training.parallel import next_or_error, wrap
 from parrot_dist.training.prefix import open_feeds
 from parrot_dist.training.reference import fit_reference
 from parrot_dist.training.snapshot import State, dump_parts, restore
@@ -37,8 +39,16 @@ NON_FINITE_SHARE = 0.1  # of an epoch's steps: a run that leaves out more is not
 STEP_REPORT_SECONDS = 0.25  # often enough for a bar, too seldom to load the monitor
 
 
-def train_rank(config: Config, place: Place, reporter: Listener, on_epoch: Callable[[EpochRecord], None]) -> None:
+def train_rank(
+    config: Config,
+    place: Place,
+    reporter: Listener,
+    on_epoch: Callable[[EpochRecord], None],
+    fence: Callable[[], None] = unfenced,
+) -> None:
     """Train as the rank at `place`, from the newest checkpoint of the run; every rank makes this call.
+
+    `fence` raises if the run is another driver's by now, see `checkpoint.save`.
 
     Raises:
         Stopped: `reporter` asked for it.
@@ -48,7 +58,7 @@ def train_rank(config: Config, place: Place, reporter: Listener, on_epoch: Calla
     torch.set_num_threads(config.scale.cpus_per_worker)
     task = open_task(config)
     # One rank looks, since a listing may change between two looks.
-    found = place.collect(checkpoint.newest(config.run_url) if place.rank == 0 else None)[0]
+    found = place.collect(checkpoint.newest_intact(config.run_url) if place.rank == 0 else None)[0]
     model = build_model(pinned(config, found)).to(place.device)
     if any(encoders != describe_encoders(model) for encoders in place.collect(describe_encoders(model))):
         raise UserError("encoders.*.source: workers have read different weights there; pin the revision, or copy them")
@@ -56,17 +66,7 @@ def train_rank(config: Config, place: Place, reporter: Listener, on_epoch: Calla
         step, url = (found.manifest.step, found.url) if found else (0, None)
         reporter.put("start", run=config.run_url, workers=place.world_size, step=step, checkpoint=url)
     feed = partial(open_feeds, task, model, place, reporter)
-    Loop(task, model, feed, place, reporter, on_epoch).run(found)
-
-
-@dataclass
-class Clock:
-    """Where the time of an epoch goes, in seconds; starts anew when a run resumes."""
-
-    began: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
-    trained: float = 0.0
-    utterances: int = 0
+    Loop(task, model, feed, place, reporter, on_epoch, fence).run(found)
 
 
 class Loop:
@@ -80,6 +80,7 @@ class Loop:
         place: Place,
         reporter: Listener,
         on_epoch: Callable[[EpochRecord], None],
+        fence: Callable[[], None] = unfenced,
     ) -> None:
         """`feed`: gives each branch of `model` what it reads as far as it is frozen when this is called."""
         self.task, self.model, self.feed, self.place = task, model, feed, place
@@ -92,7 +93,7 @@ class Loop:
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=self.config.optim.precision == "fp16")
         self.state = State()
         self.clock = Clock()
-        self.writer = Writer(self.config.run_url, self.config.checkpoint.keep, self._tell)
+        self.writer = Writer(self.config.run_url, self.config.checkpoint.keep, self._tell, fence)
         self.saved: int | None = None  # the step of the newest checkpoint
         self.named: set[str] = set()
         self.reported = 0.0
@@ -104,6 +105,13 @@ class Loop:
             Stopped: the driver asked for it.
             UserError: the data or the numbers do not allow to go on.
         """
+        try:
+            self._run(found)
+        except UserError:
+            self.writer.settle()  # all workers end soon after this one
+            raise
+
+    def _run(self, found: Found | None) -> None:
         if found is not None:
             self._choose(self._due(found.manifest.last_epoch))
             self.state = restore(found, self.model, self.optimizer, self.scaler)
@@ -215,15 +223,28 @@ class Loop:
         if failed.any():
             raise UserError(next(text for text in self.place.collect(failure) if text))
         if stopped.any():
-            self.save(score=None)
-            self.writer.wait()
-            raise Stopped
+            self._leave()
         self.state.skipped += int(broken.sum())
         if self.task.too_many(self.state.skipped, len(plan.order)):
             names = [name for part in self.place.collect(self.named) for name in part]
             raise UserError(self.task.complaint(self.state.skipped, len(plan.order), names))
         sizes: list[int] = rows.tolist()
         return sizes
+
+    def _leave(self) -> NoReturn:
+        self.save(score=None)
+        self.writer.wait()
+        raise Stopped
+
+    def _look_up(self) -> None:
+        """Between two batches that are not trained on: show that this rank gets on.
+
+        Raises:
+            Stopped: the driver asked for it, on all ranks.
+        """
+        self.reporter.at(self.state.step)
+        if self.place.exchange([self.place.rank == 0 and self.reporter.stop_wanted()]).any():
+            raise Stopped
 
     def _name(self, skipped: list[Skipped]) -> None:
         """Tell of samples that cannot be read, of each once."""
@@ -302,15 +323,20 @@ class Loop:
             )
 
     def _end_epoch(self) -> None:
-        record = self._validate()
-        self.state.close_epoch(record)
-        self.save(score=record.uar)
+        trained = deepcopy(self.state)
+        try:
+            record = self._validate()
+            self.state.close_epoch(record)
+            self.save(score=record.uar)
+        except Stopped:
+            self.state = trained  # with all steps of the epoch taken: what goes on from there begins by validating it
+            self._leave()
         if self.place.rank == 0:
             self.reporter.put("epoch", **asdict(record))
         self.on_epoch(record)
 
     def _judge(self, inputs: Inputs, sizes: list[int]) -> Tensor:
-        self.reporter.at(self.state.step)
+        self._look_up()
         logits: Tensor = self.model(inputs, None, sizes)
         return logits
 
@@ -349,8 +375,9 @@ class Loop:
         """Start a checkpoint of what is now, unless there is one; every rank calls, the first one writes."""
         if score is None and self.saved == self.state.step:
             return  # what is there is as good, and at an epoch's end better
+        everything = self.task, self.feeds, self.model, self.place
+        reference = fit_reference(*everything, self._look_up) if score is not None else None
         self.saved = self.state.step
-        reference = fit_reference(self.task, self.feeds, self.model, self.place) if score is not None else None
         if self.place.rank != 0:
             return
         manifest = Manifest(
@@ -368,27 +395,3 @@ class Loop:
 
     def _tell(self, step: int, url: str) -> None:
         self.reporter.put("checkpoint", step=step, url=url)
-
-
-def next_or_error(batches: Iterator[Batch]) -> Batch | UserError:
-    """The next batch, or why there is none: the other ranks must hear of it, or they would wait for this one."""
-    try:
-        return next(batches)
-    except Unreachable:  # not for a person to mend: this worker ends, and Ray Train starts all again
-        raise
-    except UserError as error:
-        return error
-
-
-def wrap(model: ParrotModel, place: Place) -> nn.Module:
-    """`model`, under DDP where there is anybody to share with; what is frozen is neither sent nor kept, since every
-    rank has loaded the same.
-    """
-    if place.world_size == 1:
-        return model
-    trained = model.trained()
-    frozen = [name for name, _ in [*model.named_parameters(), *model.named_buffers()] if name not in trained]
-    # The list that DDP documents for this; without it all weights of the encoders are broadcast at the start.
-    model._ddp_params_and_buffers_to_ignore = frozen  # type: ignore[assignment]
-    devices = [place.device] if place.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices)

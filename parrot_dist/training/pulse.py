@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 LONGEST_PAUSE_S = 5.0  # between two beats: cheap, and soon enough for a driver that wants to know who is at work
+
+ANSWER_S = 1.0  # that a suspect has to answer in, while the driver hears nothing else; it has been silent for long
 
 
 @dataclass(frozen=True)
@@ -121,12 +124,18 @@ class Heart:
             self._monitor.beat.remote(beat)
 
 
-def hangs(suspect: Suspect) -> bool:
-    """Whether the process of a rank is still there, and if it was silent does not answer either."""
+def hanging(found: list[Suspect]) -> list[Suspect]:
+    """Those whose process is still there, and if it was silent does not answer either."""
+    if not found:
+        return []
+    answers = {suspect.beat.worker.__ray_ready__.remote(): suspect for suspect in found}
+    came, _ = ray.wait(list(answers), num_returns=len(answers), timeout=ANSWER_S)
+    return [suspect for answer, suspect in answers.items() if answer not in came or _stuck(suspect, answer)]
+
+
+def _stuck(suspect: Suspect, answer: Any) -> bool:
     try:
-        ray.get(suspect.beat.worker.__ray_ready__.remote(), timeout=LONGEST_PAUSE_S)
-    except ray.exceptions.GetTimeoutError:
-        return True
-    except ray.exceptions.RayError:
+        ray.get(answer)
+    except RayError:
         return False  # it is dead, which Ray Train sees by itself
     return not suspect.silent

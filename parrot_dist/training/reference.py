@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -14,9 +14,13 @@ from parrot_dist.training.model import Inputs, ParrotModel
 from parrot_dist.training.task import Task
 
 
-def fit_reference(task: Task, feeds: Mapping[str, Source[Item]], model: ParrotModel, place: Place) -> Reference | None:
+def fit_reference(
+    task: Task, feeds: Mapping[str, Source[Item]], model: ParrotModel, place: Place, look_up: Callable[[], None]
+) -> Reference | None:
     """The reference of `model` as it is now, from `fusion.reference_rows` training utterances, as many of each class
     as there are; the same on every rank. None for a head that transports nothing.
+
+    `look_up` is called before each batch, on all ranks, and may raise.
     """
     head, fusion = model.head, task.config.fusion
     if not isinstance(head, PairHead) or not head.needs_reference:
@@ -25,6 +29,7 @@ def fit_reference(task: Task, feeds: Mapping[str, Source[Item]], model: ParrotMo
     rows = train[pick_reference(task.labels[train], fusion.reference_rows, task.config.seed)]
 
     def both(inputs: Inputs, _: list[int]) -> Tensor:
+        look_up()
         return torch.cat(head.rows(*model.embed(inputs)), 1)
 
     model.eval()

@@ -1,4 +1,4 @@
-"""A job that gets another node, and loses it again, ends as if nothing had happened, or ends when told to (contract 5)."""
+"""A job that gets another node, and loses it again, goes on as if nothing had happened (contract 5)."""
 
 from __future__ import annotations
 

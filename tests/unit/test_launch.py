@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from parrot_dist import configuration
+from parrot_dist import configuration, storage
+from parrot_dist.errors import Unreachable
 from parrot_dist.training import launch
-from parrot_dist.training.launch import Watch
+from parrot_dist.training.launch import Watch, conclude
 from parrot_dist.training.monitor import Event, Monitor
 
 LOST = ActorDiedError()
@@ -62,7 +63,7 @@ class View:
     def show(self, kind: str, **data: Any) -> None:
         if self.broken:
             raise self.broken
-        self.shown.append(data.get("text", kind))
+        self.shown.append(f"{data['how']} {data['newest']} {data['best']}" if kind == "end" else data.get("text", kind))
 
     def close(self) -> None:
         pass
@@ -93,9 +94,7 @@ def signals() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @pytest.fixture
-def run(
-    tmp_path: Path, signals: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Run]:
+def run(tmp_path: Path, signals: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """A run without a cluster."""
 
     def get(call: Callable[[], Any]) -> Any:
@@ -136,9 +135,35 @@ def test_a_monitor_that_is_lost_ends_the_run_which_says_so(run: Run) -> None:
 
 def test_a_run_that_has_said_that_it_is_finished_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run.trainer, "fit", lambda: wait_for_end(run))
-    run.heard("end", how="finished")
+    run.heard("end", how="finished", rank=0)
     assert run.watch.fit() is None
     assert run.watch.how == "finished"
+
+
+def test_a_worker_that_failed_has_its_say_and_the_first_one_time_to_finish_a_checkpoint(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.2)
+    run.heard("end", how="failed", why="one", rank=1)
+    threading.Timer(0.5, lambda: run.heard("end", how="failed", why="zero", rank=0)).start()
+    run.watch.fit()
+    assert run.watch.failures == ["one", "zero"]
+
+
+def test_a_finished_run_is_finished_though_the_store_is_away_and_says_in_which_folder_its_checkpoints_are(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(url: str) -> None:
+        raise Unreachable(f"{url}: the object store does not answer")
+
+    run.watch.how = "finished"
+    monkeypatch.setattr(storage, "delete", away)
+    monkeypatch.setattr(storage, "list_files", away)
+    assert conclude(run.config, run.view, run.watch, None) == 0
+    folder = f"{run.config.run_url}/checkpoints"
+    left = f"what Ray Train wrote is left behind: {run.config.run_url}/ray: the object store does not answer"
+    lost = f"the checkpoints cannot be listed: {folder}: the object store does not answer"
+    assert run.view.shown == [left, lost, f"finished {folder} {folder}"]
 
 
 def wait_for_end(run: Run) -> None:
@@ -160,6 +185,6 @@ def test_a_stop_is_asked_for_while_somebody_is_at_work_and_nobody_is_awaited_els
     monkeypatch.setattr(run.view, "show", show)
     run.heard("start")
     assert str(run.watch.fit()) == "the controller was killed"
-    assert run.monitor.actor.put(Event("message", {}))  # a worker that came now would be told to stop
+    assert run.monitor.actor.stop_wanted()  # a worker that came now would be told so
     assert run.watch.signals == [signal.SIGTERM]
     assert run.view.shown == ["start", "stopping after this step; a checkpoint is being saved"]
