@@ -170,10 +170,20 @@ def creates_once(url: str) -> bool:
 
 
 def _write_aside(target: Path, data: bytes) -> Path:
-    """A new file beside `target`, whose folder is made if need be."""
+    """A new file beside `target`, whose folder is made if need be.
+
+    It is on the disk, and so is what was renamed in its folder before: after a power cut nothing is there by name only.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    partial.write_bytes(data)
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    folder = os.open(target.parent, os.O_RDONLY)
+    with suppress(OSError):  # not every file system can
+        os.fsync(folder)
+    os.close(folder)
     return partial
 
 

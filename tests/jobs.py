@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 
@@ -111,10 +112,13 @@ class Driver:
             self.finish()
             raise AssertionError(f"the run ended before:\n{self.output}")
 
-    def finish(self) -> int:
-        """Read the output to its end; the exit code."""
+    def finish(self, within_s: float = 250) -> int:
+        """Read the output to its end; the exit code. It is killed if it has not ended after so many seconds."""
         assert self.process.stdout is not None
+        timer = threading.Timer(within_s, self.process.kill)
+        timer.start()
         self.output += self.process.stdout.read()
+        timer.cancel()
         return self.process.wait()
 
 

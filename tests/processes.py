@@ -19,11 +19,16 @@ def running() -> dict[int, tuple[str, int]]:
     return found
 
 
-def train_workers(address: str) -> list[int]:
-    """The processes that train on the cluster at `address`, on any of its nodes: its raylets' children of that name."""
+def actors(address: str, name: str) -> list[int]:
+    """The processes of the actors of this name on the cluster at `address`: its raylets' children, on any node."""
     processes = running()
     raylets = [pid for pid, (command, _) in processes.items() if "/raylet" in command and address in command]
-    return sorted(pid for pid, (command, parent) in processes.items() if "TrainWorker" in command and parent in raylets)
+    return sorted(pid for pid, (command, parent) in processes.items() if name in command and parent in raylets)
+
+
+def train_workers(address: str) -> list[int]:
+    """The processes that train on the cluster at `address`, on any of its nodes."""
+    return actors(address, "TrainWorker")
 
 
 def data_processes(address: str) -> list[int]:

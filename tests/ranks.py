@@ -25,7 +25,10 @@ from parrot_dist.training.monitor import Stopped
 
 @dataclass
 class Listener:
-    """Keeps what the loop says; wishes it to stop before step `stop_at` of this process, -1: before the first."""
+    """Keeps what the loop says; wishes it to stop when it is asked once more after `stop_at` times, -1: in frozen work.
+
+    It is asked before every step, and every batch of validation and of reference rows.
+    """
 
     stop_at: int | None = None
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -22,7 +23,17 @@ from parrot_dist.reporting.metrics import DIGITS
 MANIFEST = "manifest.json"
 FOLDER = "checkpoints"
 
+SETTLE_S = 20.0  # that a run which fails waits for what is being saved
+
 logger = logging.getLogger(__name__)
+
+
+class Damaged(UserError):  # noqa: N818
+    """A part of a checkpoint is not what was saved."""
+
+
+def unfenced() -> None:
+    """The fence of a run that no driver holds: anybody may write."""
 
 
 @dataclass(frozen=True)
@@ -75,32 +86,41 @@ class Found:
         return storage.join(self.run_url, "evaluation", f"step-{self.manifest.step:08d}-{split}")
 
 
-def save(run_url: str, manifest: Manifest, parts: Mapping[str, bytes]) -> str:
-    """Write a checkpoint below `run_url` and return its URL; returns when it is complete."""
+def save(run_url: str, manifest: Manifest, parts: Mapping[str, bytes], fence: Callable[[], None] = unfenced) -> str:
+    """Write a checkpoint below `run_url` and return its URL; returns when it is complete.
+
+    `fence` is called before each change of the store, and raises if this is no longer the one writer of the run.
+    """
     url = _url(run_url, manifest.step)
+    fence()
     storage.delete(storage.join(url, MANIFEST))  # an older try at this step must not vouch for the new parts
-    _write_parts(url, replace(manifest, files={}), parts)
+    _write_parts(url, replace(manifest, files={}), parts, fence)
     return url
 
 
-def add_part(run_url: str, step: int, name: str, data: bytes) -> None:
-    """Add a part to the complete checkpoint at `step`, which is complete at every moment, without it or with it."""
+def add_part(run_url: str, step: int, name: str, data: bytes, fence: Callable[[], None] = unfenced) -> None:
+    """Add a part to the complete checkpoint at `step`, which is complete at every moment, without it or with it.
+
+    `fence`: see `save`.
+    """
     url = _url(run_url, step)
     manifest = _read_manifest(url)
     assert manifest is not None
-    _write_parts(url, manifest, {name: data})
+    _write_parts(url, manifest, {name: data}, fence)
 
 
 def _url(run_url: str, step: int) -> str:
     return storage.join(run_url, FOLDER, f"step-{step:08d}")
 
 
-def _write_parts(url: str, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
+def _write_parts(url: str, manifest: Manifest, parts: Mapping[str, bytes], fence: Callable[[], None]) -> None:
     """Write `parts`, and then `manifest` with them added to what it names."""
     for name, data in parts.items():
+        fence()
         storage.write_bytes(storage.join(url, name), data)
     files = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in parts.items()}
     text = json.dumps(asdict(replace(manifest, files=manifest.files | files)), indent=1)
+    fence()
     storage.write_bytes(storage.join(url, MANIFEST), text.encode())
 
 
@@ -125,6 +145,26 @@ def newest(run_url: str) -> Found | None:
     """The complete checkpoint with the most steps."""
     found = find_all(run_url)
     return found[-1] if found else None
+
+
+def newest_intact(run_url: str) -> Found | None:
+    """The newest complete checkpoint that holds what was saved, which is read for that; others are named in the log.
+
+    Raises:
+        Damaged: there are complete checkpoints, and none holds what was saved.
+    """
+    damage: Damaged | None = None
+    for found in reversed(find_all(run_url)):
+        try:
+            for part in found.manifest.files:
+                read_part(found, part)
+            return found
+        except Damaged as error:
+            logger.warning("%s; going back to the checkpoint before", error)
+            damage = damage or error
+    if damage is not None:  # what is left may still be of use to a person, and must not be written over
+        raise damage
+    return None
 
 
 def best(run_url: str) -> Found | None:
@@ -159,20 +199,22 @@ def read_part(found: Found, name: str) -> bytes:
     """The bytes of one part, compared with the manifest.
 
     Raises:
-        UserError: the part is missing or damaged.
+        UserError: the part is missing.
+        Damaged: it is not what was saved.
     """
     data = storage.read_bytes(storage.join(found.url, name))
     if hashlib.sha256(data).hexdigest() != found.manifest.files[name]["sha256"]:
-        raise UserError(f"{found.url}: {name} is damaged; its content is not what was saved")
+        raise Damaged(f"{found.url}: {name} is damaged; its content is not what was saved")
     return data
 
 
-def retain(run_url: str, keep: int) -> None:
+def retain(run_url: str, keep: int, step: int) -> None:
     """Delete all checkpoints but the newest `keep` and the best, and what torn uploads left; manifests go first.
 
-    Only for the one writer of a run, while it writes nothing.
+    Only for the one writer of a run, while it writes nothing. `step`: of the newest. What lies beyond it was passed
+    over as damaged when the run went on, and must not take the place of a whole one.
     """
-    root, found = storage.join(run_url, FOLDER), find_all(run_url)
+    root, found = storage.join(run_url, FOLDER), [one for one in find_all(run_url) if one.manifest.step <= step]
     kept = {one.url for one in found[-keep:]} | {one.url for one in [best_of(found)] if one}
     for name in {name.partition("/")[0] for name in storage.list_files(root)}:
         url = storage.join(root, name)
@@ -184,9 +226,18 @@ def retain(run_url: str, keep: int) -> None:
 class Writer:
     """Saves checkpoints in the background, one at a time, so that training goes on during the upload."""
 
-    def __init__(self, run_url: str, keep: int, tell: Callable[..., None] = lambda **_: None) -> None:
-        """`tell` is called with `step` and `url` of every checkpoint that is complete, in another thread."""
-        self._run_url, self._keep, self._tell = run_url, keep, tell
+    def __init__(
+        self,
+        run_url: str,
+        keep: int,
+        tell: Callable[..., None] = lambda **_: None,
+        fence: Callable[[], None] = unfenced,
+    ) -> None:
+        """`tell` is called with `step` and `url` of every checkpoint that is complete, in another thread.
+
+        `fence`: see `save`.
+        """
+        self._run_url, self._keep, self._tell, self._fence = run_url, keep, tell, fence
         self._pool = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
@@ -201,9 +252,20 @@ class Writer:
             pending, self._pending = self._pending, None
             pending.result()
 
+    def settle(self, seconds: float = SETTLE_S) -> None:
+        """Return when what was given to `save` is complete or has failed, or after so many seconds."""
+        if self._pending is not None:
+            futures.wait([self._pending], seconds)
+
+    def add(self, step: int, name: str, data: bytes) -> None:
+        """Add a part to the checkpoint at `step` once it is complete."""
+        self.wait()
+        add_part(self._run_url, step, name, data, self._fence)
+
     def _save(self, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
-        self._tell(step=manifest.step, url=save(self._run_url, manifest, parts))
-        retain(self._run_url, self._keep)
+        self._tell(step=manifest.step, url=save(self._run_url, manifest, parts, self._fence))
+        self._fence()
+        retain(self._run_url, self._keep, manifest.step)
 
 
 def _read_manifest(url: str) -> Manifest | None:

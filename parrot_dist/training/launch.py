@@ -14,7 +14,14 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    LocalRayletDiedError,
+    NodeDiedError,
+    RaySystemError,
+    RpcError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from parrot_dist import storage
@@ -22,16 +29,20 @@ from parrot_dist.config import Config
 from parrot_dist.errors import UserError
 from parrot_dist.reporting.tracking import Tracking, curves
 from parrot_dist.reporting.view import View
+from parrot_dist.training.checkpoint import SETTLE_S
 from parrot_dist.training.gauges import Gauges
 from parrot_dist.training.lease import Lease, hold
 from parrot_dist.training.monitor import Event, Monitor
 from parrot_dist.training.prepare import show_end
-from parrot_dist.training.pulse import Suspect, hangs
+from parrot_dist.training.pulse import LONGEST_PAUSE_S, Suspect, hanging
 from parrot_dist.training.trainer import RAY_FOLDER, Trainer, build_trainer, resources_of
 
 POLL_SECONDS = 0.2
+SILENCE_SECONDS = 3 * LONGEST_PAUSE_S  # of all ranks: then none is at work
 HANG_POLL_SECONDS = 1.0
 GRACE_SECONDS = 5.0  # between one worker's failure and the end of all: most fail together, and each has its say
+# The monitor does not answer for now; or the cluster is lost, which ends `fit` too.
+AWAY = (ActorUnavailableError, LocalRayletDiedError, NodeDiedError, RaySystemError, RpcError)
 
 
 def launch(config: Config, view: View) -> int:
@@ -51,14 +62,26 @@ def launch(config: Config, view: View) -> int:
         # On the driver's node: anywhere else, the loss of that node would end the driver and not only its workers.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         monitor: Any = ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=here).remote()
-        watch = Watch(config, monitor, build_trainer(config, monitor), signals, view, lease)
+        watch = Watch(config, monitor, build_trainer(config, monitor, lease.claim), signals, view, lease)
         error = watch.fit()
+    return conclude(config, view, watch, error)
+
+
+def conclude(config: Config, view: View, watch: Watch, error: Exception | None) -> int:
+    """Show how the run that `watch` saw end; `error`: what `watch.fit` gave. Returns the exit code, see `launch`.
+
+    Raises:
+        UserError: what a person must mend has ended it.
+    """
     if watch.failures:
         why = "\n".join(watch.failures)
         show_end(view, config, "failed", why)
         raise UserError(why)
     if watch.how == "finished" and error is None:
-        storage.delete(storage.join(config.run_url, RAY_FOLDER))
+        try:
+            storage.delete(storage.join(config.run_url, RAY_FOLDER))
+        except (UserError, OSError) as failure:  # the store is away: the run is finished all the same
+            view.show("warning", text=f"what Ray Train wrote is left behind: {failure}")
         show_end(view, config, "finished")
         return 0
     if watch.signals:
@@ -126,44 +149,78 @@ class Watch:
         self._tracking = Tracking(config, warn=lambda text: view.show("warning", text=text))
         self._gauges = Gauges(config.name)
         self._over = threading.Event()
-        self._begun = False
+        self._begun = self._stopping = False
+        self._loss: Exception | None = None
+        self._fault: BaseException | None = None
         self._lease = lease
-        self._failed_at: float | None = None
+        self._end_at = float("inf")
         self._looked_at = 0.0
 
     def fit(self) -> Exception | None:
-        """Train; meanwhile show events and pass on signals. Returns what Ray Train raised."""
+        """Train; meanwhile show events and pass on signals. Returns what has ended the run, if not its workers.
+
+        Raises whatever went wrong while events were shown: the run has ended then.
+        """
         self._say_what_is_lacking()
         thread = threading.Thread(target=self._follow)
         thread.start()
+        error: Exception | None = None
         try:
             self._trainer.fit()  # in the main thread, where it asks whether it may heed SIGINT
-        except Exception as error:
-            return error
+        except Exception as raised:
+            error = raised
         finally:
             self._over.set()
             thread.join()
             self._tracking.close(self.how == "finished")
             self._view.close()
-        return None
+        if self._fault is not None:
+            raise self._fault
+        return error if self._loss is None or self.how == "finished" else self._loss
 
     def _follow(self) -> None:
-        while not self._over.is_set():
-            with suppress(RayError):  # the monitor is lost with this node of the cluster, which ends `fit` too
-                self._look()
-        with suppress(RayError):
-            self._show_events()
+        """Look at the run until it is over. It ends with whatever ends this: nobody would stop it, or what hangs."""
+        try:
+            while not self._over.is_set():
+                with suppress(*AWAY):
+                    self._look()
+            with suppress(*AWAY):
+                self._show_events()
+        except ActorDiedError as error:
+            self._loss = RuntimeError(f"the process on this node that workers report to has ended: {error}")
+        except BaseException as error:
+            self._fault = error
+        while not self._over.wait(POLL_SECONDS):
+            with suppress(Exception):  # the cluster is lost, which ends `fit` too
+                self._trainer.give_up()
 
     def _look(self) -> None:
         if select.select([self._inbox], [], [], POLL_SECONDS)[0]:
-            self._heed(self._inbox.recv(1)[0])
-        failed_long_ago = self._failed_at is not None and time.monotonic() - self._failed_at > GRACE_SECONDS
-        if failed_long_ago or len(self.signals) > 1 or (self.signals and not self._begun):
+            self.signals.append(self._inbox.recv(1)[0])
+        self._heed_signals()
+        if time.monotonic() > self._end_at:
             self._trainer.give_up()
         self._show_events()
         self._end_what_hangs()
         if self._lease.lost:
-            self._fail(self._lease.lost)
+            self._fail(self._lease.lost, GRACE_SECONDS)
+
+    def _heed_signals(self) -> None:
+        """Ask for a last checkpoint; at a second signal, and where nobody is at work that could save one, end the run.
+
+        Workers that were lost are not awaited: they could save nothing that is not there.
+        """
+        if not self.signals:
+            return
+        if len(self.signals) > 1 or not self._at_work():
+            self._trainer.give_up()
+        elif not self._stopping:
+            ray.get(self._monitor.stop.remote())
+            self._stopping = True
+            self._view.show("message", text="stopping after this step; a checkpoint is being saved")
+
+    def _at_work(self) -> bool:
+        return self._begun and ray.get(self._monitor.silence.remote()) < SILENCE_SECONDS
 
     def _end_what_hangs(self) -> None:
         """End the process of a rank that hangs: then Ray Train sees a lost worker, and starts all of them anew."""
@@ -172,17 +229,11 @@ class Watch:
             return
         self._looked_at = now
         found: list[Suspect] = ray.get(self._monitor.suspects.remote(seconds))
+        for suspect in hanging(found):
+            self._view.show("warning", text=f"{suspect} for {seconds:g} s (scale.hang_seconds); starting anew")
+            ray.kill(suspect.beat.worker)
         for suspect in found:
-            if hangs(suspect):
-                self._view.show("warning", text=f"{suspect} for {seconds:g} s (scale.hang_seconds); starting anew")
-                ray.kill(suspect.beat.worker)
             ray.get(self._monitor.forget.remote(suspect.beat.rank))
-
-    def _heed(self, number: int) -> None:
-        self.signals.append(number)
-        if len(self.signals) == 1 and self._begun:
-            self._view.show("message", text="stopping after this step; a checkpoint is being saved")
-            ray.get(self._monitor.stop.remote())
 
     def _show_events(self) -> None:
         for event in ray.get(self._monitor.take.remote()):
@@ -197,12 +248,13 @@ class Watch:
             return
         self.how = event.data["how"]
         if event.data.get("why"):
-            self._fail(event.data["why"])
+            # The first rank may still have to wait for a checkpoint that it is saving.
+            self._fail(event.data["why"], GRACE_SECONDS if event.data["rank"] == 0 else SETTLE_S + GRACE_SECONDS)
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, why: str, grace_s: float) -> None:
         if why not in self.failures:
             self.failures.append(why)
-            self._failed_at = self._failed_at or time.monotonic()
+        self._end_at = min(self._end_at, time.monotonic() + grace_s)
 
     def _say_what_is_lacking(self) -> None:
         scale = self._config.scale

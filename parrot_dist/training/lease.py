@@ -6,8 +6,11 @@ several can win, and renews it. One that is no longer renewed is that of a dead 
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
+import re
 import secrets
 import socket
 import threading
@@ -16,24 +19,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from parrot_dist import storage
 from parrot_dist.errors import UserError
 
 FOLDER = "driver"  # of the run
+NAME = re.compile(r"(\d+)\.json")
 BEAT_S = 5.0
 STALE_S = 30.0  # without a beat; longer than a store's hiccup
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A driver: where it runs, since when (UTC), and how often it has renewed its lease."""
+    """A driver: where it runs, since when (UTC), and how often it has renewed its lease.
+
+    `machine` tells machines of one name apart, and what numbers its processes by itself on one of them.
+    """
 
     token: str
     host: str
     process: int
     since: str
     beats: int
+    machine: str = ""
 
     def dump(self) -> bytes:
         """As it lies on storage."""
@@ -41,8 +52,8 @@ class Holder:
 
     @property
     def is_dead(self) -> bool:
-        """Whether that can be seen from here; only for a driver on this host."""
-        if self.host != socket.gethostname():
+        """Whether that can be seen from here; only for a driver on this machine."""
+        if (self.host, self.machine) != (socket.gethostname(), this_machine()):
             return False
         try:
             os.kill(self.process, 0)
@@ -53,11 +64,43 @@ class Holder:
         return False
 
 
+def this_machine() -> str:
+    """What tells this machine since its start, and its numbering of processes, from others; empty but on Linux."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The lease of a driver as its workers know it, which may live longer than the driver."""
+
+    run_url: str
+    number: int
+    token: str
+
+    def check(self) -> None:
+        """Return if the driver still holds the run.
+
+        Raises:
+            UserError: another driver has taken it over; or there is no lease, perhaps because the store is gone.
+        """
+        newest = _newest(self.run_url)
+        if newest < 0:
+            storage.read_bytes(_place(self.run_url, self.number))  # which says what is missing
+        holder = _read(self.run_url, newest)
+        # A number may come again, once nobody held the run any more.
+        if newest != self.number or holder is None or holder.token != self.token:
+            raise UserError(_complaint(self.run_url, holder))
+
+
 class Lease:
     """What a driver holds; `lost` says to whom, if another driver took it over, which found it dead."""
 
     def __init__(self, run_url: str, number: int, holder: Holder) -> None:
         self.lost: str | None = None
+        self.claim = Claim(run_url, number, holder.token)
         self._run_url, self._number, self._holder = run_url, number, holder
 
     def renew(self, beats: int) -> None:
@@ -80,9 +123,8 @@ def hold(run_url: str, tell: Callable[[str], None]) -> Iterator[Lease]:
     Raises:
         UserError: another driver trains this run.
     """
-    holder = Holder(
-        secrets.token_hex(8), socket.gethostname(), os.getpid(), f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", 0
-    )
+    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    holder = Holder(secrets.token_hex(8), socket.gethostname(), os.getpid(), now, 0, this_machine())
     lease = Lease(run_url, _take(run_url, holder, tell), holder)
     over = threading.Event()
     thread = threading.Thread(target=_keep, args=(lease, over), daemon=True)
@@ -92,16 +134,24 @@ def hold(run_url: str, tell: Callable[[str], None]) -> Iterator[Lease]:
     finally:
         over.set()
         thread.join()
-        with suppress(UserError, OSError):  # the store is away, which must not hide why the run ended
+        with suppress(Exception):  # the store is away, which must not hide why the run ended
             lease.release()
 
 
 def _keep(lease: Lease, over: threading.Event) -> None:
-    beats = 0
+    beats, renewed = 0, time.monotonic()
     while not over.wait(BEAT_S) and not lease.lost:
         beats += 1
-        with suppress(UserError, OSError):  # the store is away, from any other driver too
+        try:
             lease.renew(beats)
+            renewed = time.monotonic()
+        except (UserError, OSError):
+            pass  # the store is away, from any other driver too
+        except Exception as error:
+            # Whatever it is, other drivers see this one fall silent, and may come.
+            logger.warning("the lease on %s cannot be renewed: %r", lease.claim.run_url, error)
+            if time.monotonic() - renewed > STALE_S:
+                lease.lost = f"{lease.claim.run_url}: its lease cannot be renewed any more: {error!r}"
 
 
 def _take(run_url: str, holder: Holder, tell: Callable[[str], None]) -> int:
@@ -152,11 +202,17 @@ def _newest(run_url: str) -> int:
 
 
 def _numbers(run_url: str) -> list[int]:
-    names = storage.list_files(storage.join(run_url, FOLDER))
-    # Where storage is a file system, what another driver is just writing is there too, under a name with a dot before.
-    return [int(name.removesuffix(".json")) for name in names if not name.startswith(".")]
+    # Other files may lie there too: where storage is a file system, what another driver is just writing.
+    found = [NAME.fullmatch(name) for name in storage.list_files(storage.join(run_url, FOLDER))]
+    return [int(name[1]) for name in found if name]
 
 
 def _read(run_url: str, number: int) -> Holder | None:
+    """The holder of this number; None if there is none, and one that nothing is known of if it cannot be understood."""
     data = storage.find_bytes(_place(run_url, number))
-    return None if data is None else Holder(**json.loads(data))
+    if data is None:
+        return None
+    try:
+        return Holder(**json.loads(data))
+    except (ValueError, TypeError):  # damaged, or of another version: it lives as long as it changes
+        return Holder(hashlib.sha256(data).hexdigest(), "an unknown host", 0, "at an unknown time", 0)

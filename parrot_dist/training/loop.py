@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from parrot_dist import configuration
 from parrot_dist.config import Config
 from parrot_dist.data.plan import EpochPlan
 from parrot_dist.data.stream import Skipped, Source
-from parrot_dist.errors import Unreachable, UserError
+from parrot_dist.errors import UserError
 from parrot_dist.fusion import Reference, row_keys
 from parrot_dist.reporting.history import EpochRecord
 from parrot_dist.reporting.metrics import DIGITS, score
 from parrot_dist.training import checkpoint
-from parrot_dist.training.checkpoint import Found, Manifest, Writer
+from parrot_dist.training.checkpoint import Found, Manifest, Writer, unfenced
+from parrot_dist.training.clock import Clock
 from parrot_dist.training.inference import Batch, Item, Place, autocast, infer, open_stream
-from parrot_dist.training.model import CONFIG_PART, Inputs, ParrotModel, build_model, describe_encoders, pinned
+from parrot_dist.training.model import (
+    CONFIG_PART,
+    REFERENCE_PART,
+    Inputs,
+    ParrotModel,
+    build_model,
+    describe_encoders,
+    pinned,
+)
 from parrot_dist.training.monitor import Listener, Stopped
 from parrot_dist.training.optimizer import build_optimizer
+from parrot_dist.training.parallel import next_or_error, rehearse, wrap
 from parrot_dist.training.prefix import open_feeds
-from parrot_dist.training.reference import add_reference, fit_reference
+from parrot_dist.training.reference import dump_reference, fit_reference
 from parrot_dist.training.snapshot import State, dump_parts, restore
 from parrot_dist.training.task import Task, open_task
 
@@ -37,8 +47,16 @@ NON_FINITE_SHARE = 0.1  # of an epoch's steps: a run that leaves out more is not
 STEP_REPORT_SECONDS = 0.25  # often enough for a bar, too seldom to load the monitor
 
 
-def train_rank(config: Config, place: Place, reporter: Listener, on_epoch: Callable[[EpochRecord], None]) -> None:
+def train_rank(
+    config: Config,
+    place: Place,
+    reporter: Listener,
+    on_epoch: Callable[[EpochRecord], None],
+    fence: Callable[[], None] = unfenced,
+) -> None:
     """Train as the rank at `place`, from the newest checkpoint of the run; every rank makes this call.
+
+    `fence` raises if the run is another driver's by now, see `checkpoint.save`.
 
     Raises:
         Stopped: `reporter` asked for it.
@@ -48,7 +66,7 @@ def train_rank(config: Config, place: Place, reporter: Listener, on_epoch: Calla
     torch.set_num_threads(config.scale.cpus_per_worker)
     task = open_task(config)
     # One rank looks, since a listing may change between two looks.
-    found = place.collect(checkpoint.newest(config.run_url) if place.rank == 0 else None)[0]
+    found = place.collect(checkpoint.newest_intact(config.run_url) if place.rank == 0 else None)[0]
     model = build_model(pinned(config, found)).to(place.device)
     if any(encoders != describe_encoders(model) for encoders in place.collect(describe_encoders(model))):
         raise UserError("encoders.*.source: workers have read different weights there; pin the revision, or copy them")
@@ -56,17 +74,7 @@ def train_rank(config: Config, place: Place, reporter: Listener, on_epoch: Calla
         step, url = (found.manifest.step, found.url) if found else (0, None)
         reporter.put("start", run=config.run_url, workers=place.world_size, step=step, checkpoint=url)
     feed = partial(open_feeds, task, model, place, reporter)
-    Loop(task, model, feed, place, reporter, on_epoch).run(found)
-
-
-@dataclass
-class Clock:
-    """Where the time of an epoch goes, in seconds; starts anew when a run resumes."""
-
-    began: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
-    trained: float = 0.0
-    utterances: int = 0
+    Loop(task, model, feed, place, reporter, on_epoch, fence).run(found)
 
 
 class Loop:
@@ -80,6 +88,7 @@ class Loop:
         place: Place,
         reporter: Listener,
         on_epoch: Callable[[EpochRecord], None],
+        fence: Callable[[], None] = unfenced,
     ) -> None:
         """`feed`: gives each branch of `model` what it reads as far as it is frozen when this is called."""
         self.task, self.model, self.feed, self.place = task, model, feed, place
@@ -92,7 +101,9 @@ class Loop:
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=self.config.optim.precision == "fp16")
         self.state = State()
         self.clock = Clock()
-        self.writer = Writer(self.config.run_url, self.config.checkpoint.keep, partial(reporter.put, "checkpoint"))
+        self.writer = Writer(
+            self.config.run_url, self.config.checkpoint.keep, partial(reporter.put, "checkpoint"), fence
+        )
         self.saved: int | None = None  # the step of the newest checkpoint
         self.named: set[str] = set()
         self.reported = 0.0
@@ -104,6 +115,13 @@ class Loop:
             Stopped: the driver asked for it.
             UserError: the data or the numbers do not allow to go on.
         """
+        try:
+            self._run(found)
+        except UserError:
+            self.writer.settle()  # all workers end soon after this one
+            raise
+
+    def _run(self, found: Found | None) -> None:
         if found is not None:
             self._choose(self._due(found.manifest.last_epoch))
             self.state = restore(found, self.model, self.optimizer, self.scaler)
@@ -111,7 +129,7 @@ class Loop:
         entered, at_last = None, self._due(self.config.optim.epochs)
         if at_last != self._due(self.state.epoch):  # what is wrong with it shall show now, and not when it is due
             self._choose(at_last)
-            self._rehearse()
+            rehearse(self.network, self.model, self.place, self.config.optim.precision)
         while not self.finished:
             unfrozen = self._due(self.state.epoch)
             if unfrozen != entered:
@@ -133,7 +151,7 @@ class Loop:
 
         Raises:
             Stopped: the driver asked for it.
-            UserError: see `_rehearse`.
+            UserError: see `rehearse`.
         """
         self.reporter.at(None)
         self._choose(unfrozen)
@@ -144,7 +162,7 @@ class Loop:
         self.feeds = {}  # which the new ones need not find in memory
         self.feeds = self.feed()
         self.network = wrap(self.model, self.place)
-        self._rehearse()
+        rehearse(self.network, self.model, self.place, self.config.optim.precision)
 
     def _choose(self, unfrozen: Mapping[str, str]) -> None:
         """Let the optimiser have the head and this of the encoders; it keeps what it knows of what it had."""
@@ -152,27 +170,6 @@ class Loop:
         self.trained = list(self.model.trained().values())  # a walk over all modules, too long for every step
         known, self.optimizer = self.optimizer.state, build_optimizer(self.model, self.config)
         self.optimizer.state.update(known)
-
-    def _rehearse(self) -> None:
-        """One pass over silence, thrown away.
-
-        DDP arranges its buckets anew after the first pass, and sums depend on the arrangement: without this, a resumed
-        run would add up its first gradients otherwise than the undisturbed one. And it shows at once whether every
-        trained parameter gets a gradient.
-
-        Raises:
-            UserError: one does not.
-        """
-        self.model.train()
-        silence = {branch: self.model.silence(branch) for branch in self.model.encoders}
-        keys = torch.zeros(1, dtype=torch.int64, device=self.place.device)
-        with autocast(self.config.optim.precision, self.place.device):
-            logits = self.network(silence, keys, [1] * self.place.world_size)
-        logits.sum().backward()
-        without = [name for name, parameter in self.model.trained().items() if parameter.grad is None]
-        if without:
-            raise UserError(f"no gradient reaches {', '.join(without[:5])}: freeze them (encoders.*.unfreeze)")
-        self.optimizer.zero_grad(set_to_none=True)
 
     @property
     def finished(self) -> bool:
@@ -200,7 +197,7 @@ class Loop:
             self.state.epoch_step = epoch_step + 1
             every = self.config.checkpoint.every_steps
             if every and self.state.step % every == 0 and self.state.epoch_step < plan.steps:
-                self.save(score=None)
+                self._save_between()
         self.clock.trained = time.perf_counter() - self.clock.began
 
     def _agree(self, batch: Batch | UserError, plan: EpochPlan) -> list[int]:
@@ -215,15 +212,35 @@ class Loop:
         if failed.any():
             raise UserError(next(text for text in self.place.collect(failure) if text))
         if stopped.any():
-            self.save(score=None, hurry=True)
-            self.writer.wait()
-            raise Stopped
+            self._leave()
         self.state.skipped += int(broken.sum())
         if self.task.too_many(self.state.skipped, len(plan.order)):
             names = [name for part in self.place.collect(self.named) for name in part]
             raise UserError(self.task.complaint(self.state.skipped, len(plan.order), names))
         sizes: list[int] = rows.tolist()
         return sizes
+
+    def _leave(self) -> NoReturn:
+        self.save(score=None, hurry=True)
+        self.writer.wait()
+        raise Stopped
+
+    def _save_between(self) -> None:
+        """Start a checkpoint within an epoch."""
+        try:
+            self.save(score=None)
+        except Stopped:  # while its reference rows were computed
+            self._leave()
+
+    def _look_up(self) -> None:
+        """Between two batches that are not trained on: show that this rank gets on.
+
+        Raises:
+            Stopped: the driver asked for it, on all ranks.
+        """
+        self.reporter.at(self.state.step)
+        if self.place.exchange([self.place.rank == 0 and self.reporter.stop_wanted()]).any():
+            raise Stopped
 
     def _name(self, skipped: list[Skipped]) -> None:
         """Tell of samples that cannot be read, of each once."""
@@ -302,15 +319,20 @@ class Loop:
             )
 
     def _end_epoch(self) -> None:
-        record = self._validate()
-        self.state.close_epoch(record)
-        self.save(score=record.uar)
+        trained = deepcopy(self.state)
+        try:
+            record = self._validate()
+            self.state.close_epoch(record)
+            self.save(score=record.uar)
+        except Stopped:
+            self.state = trained  # with all steps of the epoch taken: what goes on from there begins by validating it
+            self._leave()
         if self.place.rank == 0:
             self.reporter.put("epoch", **asdict(record))
         self.on_epoch(record)
 
     def _judge(self, inputs: Inputs, sizes: list[int]) -> Tensor:
-        self.reporter.at(self.state.step)
+        self._look_up()
         logits: Tensor = self.model(inputs, None, sizes)
         return logits
 
@@ -352,14 +374,16 @@ class Loop:
         """
         if score is None and self.saved == self.state.step:
             return  # what is there is as good, and at an epoch's end better
-        self.saved = self.state.step
         everything = self.task, self.feeds, self.model, self.place
-        reference = None if hurry else fit_reference(*everything)
+        reference = None if hurry else fit_reference(*everything, self._look_up)
+        self.saved = self.state.step
         if self.place.rank == 0:
             self._write(score, reference)
         if hurry:
             self.writer.wait()
-            add_reference(*everything, self.state.step)
+            reference = fit_reference(*everything, lambda: self.reporter.at(self.state.step))
+            if self.place.rank == 0 and reference is not None:
+                self.writer.add(self.state.step, REFERENCE_PART, dump_reference(reference))
 
     def _write(self, score: float | None, reference: Reference | None) -> None:
         manifest = Manifest(
@@ -374,27 +398,3 @@ class Loop:
         )
         parts: dict[str, Any] = dump_parts(self.state, self.model, self.optimizer, self.scaler, reference)
         self.writer.save(manifest, parts | {CONFIG_PART: self.config_part})
-
-
-def next_or_error(batches: Iterator[Batch]) -> Batch | UserError:
-    """The next batch, or why there is none: the other ranks must hear of it, or they would wait for this one."""
-    try:
-        return next(batches)
-    except Unreachable:  # not for a person to mend: this worker ends, and Ray Train starts all again
-        raise
-    except UserError as error:
-        return error
-
-
-def wrap(model: ParrotModel, place: Place) -> nn.Module:
-    """`model`, under DDP where there is anybody to share with; what is frozen is neither sent nor kept, since every
-    rank has loaded the same.
-    """
-    if place.world_size == 1:
-        return model
-    trained = model.trained()
-    frozen = [name for name, _ in [*model.named_parameters(), *model.named_buffers()] if name not in trained]
-    # The list that DDP documents for this; without it all weights of the encoders are broadcast at the start.
-    model._ddp_params_and_buffers_to_ignore = frozen  # type: ignore[assignment]
-    devices = [place.device] if place.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices)

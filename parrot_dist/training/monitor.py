@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
+from ray.exceptions import ActorUnavailableError, RayError
 
 from parrot_dist.reporting.view import Kind
 from parrot_dist.training.pulse import Beat, Heart, Pulse, Suspect, feel, suspects
+
+ASK_SECONDS = 0.25  # between two questions whether the run shall stop
 
 
 @dataclass(frozen=True)
 class Event:
     """Something the person at the driver should see, with what `Kind` says of it.
 
-    An "end" of a worker holds only how its part ended (finished, stopped or failed) and why.
+    An "end" of a worker holds only its rank, how its part ended (finished, stopped or failed) and why.
     """
 
     kind: Kind
@@ -48,11 +53,12 @@ class Monitor:
         self._events: list[Event] = []
         self._stop = False
         self._pulses: dict[int, Pulse] = {}
+        self._heard = time.monotonic()
 
-    def put(self, event: Event) -> bool:
-        """Take an event of a worker; the answer says whether the run shall stop."""
+    def put(self, event: Event) -> None:
+        """Take an event of a worker."""
+        self._heard = time.monotonic()
         self._events.append(event)
-        return self._stop
 
     def take(self) -> list[Event]:
         """The events since the last call."""
@@ -63,13 +69,22 @@ class Monitor:
         """Ask the workers to save a checkpoint and leave."""
         self._stop = True
 
+    def stop_wanted(self) -> bool:
+        """Whether somebody has asked for that."""
+        return self._stop
+
     def beat(self, beat: Beat) -> None:
         """Take a sign of life of a rank."""
-        self._pulses[beat.rank] = feel(self._pulses.get(beat.rank), beat, time.monotonic())
+        self._heard = time.monotonic()
+        self._pulses[beat.rank] = feel(self._pulses.get(beat.rank), beat, self._heard)
 
     def forget(self, rank: int) -> None:
         """The rank has left, or has come anew."""
         self._pulses.pop(rank, None)
+
+    def silence(self) -> float:
+        """Seconds since anything was heard of any rank."""
+        return time.monotonic() - self._heard
 
     def suspects(self, seconds: float) -> list[Suspect]:
         """The ranks that seem to have hung for so long."""
@@ -81,25 +96,39 @@ class Reporter:
 
     def __init__(self, monitor: Any, heart: Heart) -> None:
         self._monitor, self._heart = monitor, heart
-        self._answer: Any = None
         self._stop = False
+        self._lost: RayError | None = None
+        self._listener: threading.Thread | None = None
 
     def put(self, kind: Kind, **data: Any) -> None:
         """Send an event."""
-        answer = self._monitor.put.remote(Event(kind, data))
-        if self._answer is None:
-            self._answer = answer
+        self._monitor.put.remote(Event(kind, data))
 
     def put_and_wait(self, kind: Kind, **data: Any) -> None:
         """Send an event and return once it has arrived: for the last one of a process."""
         ray.get(self._monitor.put.remote(Event(kind, data)))
 
     def stop_wanted(self) -> bool:
-        """Whether an answer that has come says to stop."""
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self._stop |= ray.get(self._answer)
-            self._answer = None
+        """Whether the driver has wished so, but for the last `ASK_SECONDS`.
+
+        Raises:
+            RayError: the monitor is lost.
+        """
+        if self._listener is None:  # the first rank alone is asked for it
+            self._listener = threading.Thread(target=self._listen, daemon=True)
+            self._listener.start()
+        if self._lost is not None:
+            raise self._lost
         return self._stop
+
+    def _listen(self) -> None:
+        try:
+            while not self._stop:
+                with suppress(ActorUnavailableError):
+                    self._stop = ray.get(self._monitor.stop_wanted.remote())
+                time.sleep(ASK_SECONDS)
+        except RayError as error:
+            self._lost = error
 
     def at(self, step: int | None) -> None:
         """Let the next beat say so."""

@@ -25,7 +25,7 @@ def prepare(config: Config, view: View) -> bool:
         storage.check_writable(place)
     task = open_task(config)
     check_task(task)
-    newest = checkpoint.newest(config.run_url)
+    newest = checkpoint.newest_intact(config.run_url)
     model = build_model(pinned(config, newest))
     if newest is not None:
         earlier = configuration.loads(checkpoint.read_part(newest, CONFIG_PART).decode())
@@ -58,5 +58,11 @@ def prepare(config: Config, view: View) -> bool:
 
 def show_end(view: View, config: Config, how: str, why: str | None = None) -> None:
     """Show how the run of `config` ended, and where its checkpoints are."""
-    newest, best = checkpoint.newest(config.run_url), checkpoint.best(config.run_url)
-    view.show("end", how=how, why=why, newest=newest and newest.url, best=best and best.url)
+    try:
+        found = checkpoint.find_all(config.run_url)
+        newest, best = found[-1] if found else None, checkpoint.best_of(found)
+        places = {"newest": newest and newest.url, "best": best and best.url}
+    except (UserError, OSError) as error:  # the store is away, which must not hide how the run ended
+        view.show("warning", text=f"the checkpoints cannot be listed: {error}")
+        places = dict.fromkeys(("newest", "best"), storage.join(config.run_url, checkpoint.FOLDER))
+    view.show("end", how=how, why=why, **places)

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
-LONGEST_PAUSE_S = 5.0  # between two beats: cheap, and soon enough for any `scale.hang_seconds`
+LONGEST_PAUSE_S = 5.0  # between two beats: cheap, and soon enough for a driver that wants to know who is at work
+
+ANSWER_S = 1.0  # that a suspect has to answer in, while the driver hears nothing else; it has been silent for long
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Heart:
 
     def __init__(self, monitor: Any, rank: int, hang_seconds: float) -> None:
         self._monitor, self._rank = monitor, rank
-        self._pause = min(hang_seconds / 4, LONGEST_PAUSE_S)
+        self._pause = min(hang_seconds / 4 or LONGEST_PAUSE_S, LONGEST_PAUSE_S)
         self._trainer = threading.get_ident()
         self._worker = ray.get_runtime_context().current_actor
         self._over = threading.Event()
@@ -105,15 +108,13 @@ class Heart:
 
     def __enter__(self) -> Heart:
         self._monitor.forget.remote(self._rank)  # what this rank was before it was lost
-        if self._pause:
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        if self._pause:
-            self._thread.join()
-            ray.get(self._monitor.forget.remote(self._rank))
+        self._thread.join()
+        ray.get(self._monitor.forget.remote(self._rank))
 
     def _run(self) -> None:
         host = socket.gethostname()
@@ -123,12 +124,18 @@ class Heart:
             self._monitor.beat.remote(beat)
 
 
-def hangs(suspect: Suspect) -> bool:
-    """Whether the process of a rank is still there, and if it was silent does not answer either."""
+def hanging(found: list[Suspect]) -> list[Suspect]:
+    """Those whose process is still there, and if it was silent does not answer either."""
+    if not found:
+        return []
+    answers = {suspect.beat.worker.__ray_ready__.remote(): suspect for suspect in found}
+    came, _ = ray.wait(list(answers), num_returns=len(answers), timeout=ANSWER_S)
+    return [suspect for answer, suspect in answers.items() if answer not in came or _stuck(suspect, answer)]
+
+
+def _stuck(suspect: Suspect, answer: Any) -> bool:
     try:
-        ray.get(suspect.beat.worker.__ray_ready__.remote(), timeout=LONGEST_PAUSE_S)
-    except ray.exceptions.GetTimeoutError:
-        return True
-    except ray.exceptions.RayError:
+        ray.get(answer)
+    except RayError:
         return False  # it is dead, which Ray Train sees by itself
     return not suspect.silent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from safetensors.torch import save as save_tensors
@@ -10,15 +10,18 @@ from torch import Tensor
 
 from parrot_dist.data.stream import Source
 from parrot_dist.fusion import PairHead, Reference, pick_reference
-from parrot_dist.training import checkpoint
 from parrot_dist.training.inference import Item, Place, infer
-from parrot_dist.training.model import REFERENCE_PART, Inputs, ParrotModel
+from parrot_dist.training.model import Inputs, ParrotModel
 from parrot_dist.training.task import Task
 
 
-def fit_reference(task: Task, feeds: Mapping[str, Source[Item]], model: ParrotModel, place: Place) -> Reference | None:
+def fit_reference(
+    task: Task, feeds: Mapping[str, Source[Item]], model: ParrotModel, place: Place, look_up: Callable[[], None]
+) -> Reference | None:
     """The reference of `model` as it is now, from `fusion.reference_rows` training utterances, as many of each class
     as there are; the same on every rank. None for a head that transports nothing. Changes nothing in `model`.
+
+    `look_up` is called before each batch, on all ranks, and may raise.
     """
     head, fusion = model.head, task.config.fusion
     if not isinstance(head, PairHead) or not head.needs_reference:
@@ -27,6 +30,7 @@ def fit_reference(task: Task, feeds: Mapping[str, Source[Item]], model: ParrotMo
     rows = train[pick_reference(task.labels[train], fusion.reference_rows, task.config.seed)]
 
     def both(inputs: Inputs, _: list[int]) -> Tensor:
+        look_up()
         return torch.cat(head.rows(*model.embed(inputs)), 1)
 
     training = model.training
@@ -35,13 +39,6 @@ def fit_reference(task: Task, feeds: Mapping[str, Source[Item]], model: ParrotMo
     model.train(training)
     R_p, R_q = torch.from_numpy(values).chunk(2, dim=1)
     return Reference.fit(R_p.contiguous(), R_q.contiguous(), fusion.epsilon, fusion.cost)
-
-
-def add_reference(task: Task, feeds: Mapping[str, Source[Item]], model: ParrotModel, place: Place, step: int) -> None:
-    """Give the run's complete checkpoint at `step` the reference of `model`, which is what it holds."""
-    reference = fit_reference(task, feeds, model, place)
-    if place.rank == 0 and reference is not None:
-        checkpoint.add_part(task.config.run_url, step, REFERENCE_PART, dump_reference(reference))
 
 
 def dump_reference(reference: Reference) -> bytes:

@@ -12,6 +12,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from parrot_dist import configuration, storage
 from parrot_dist.config import Config, Scale
+from parrot_dist.training.lease import Claim
 from parrot_dist.training.rendezvous import Rendezvous
 from parrot_dist.training.worker import train_worker
 
@@ -33,13 +34,16 @@ class Trainer(ray.train.torch.TorchTrainer):
             ray.kill(self._controller)
 
 
-def build_trainer(config: Config, monitor: Any) -> Trainer:
-    """The Ray Train job. Its own small state goes to our storage by our filesystem, which rides out outages."""
+def build_trainer(config: Config, monitor: Any, claim: Claim) -> Trainer:
+    """The Ray Train job of the driver with this `claim`.
+
+    Its own small state goes to our storage by our filesystem, which rides out outages.
+    """
     scale = config.scale
     fs, path = storage.filesystem(storage.join(config.run_url, RAY_FOLDER))
     return Trainer(
         train_worker,
-        train_loop_config={"config": configuration.dumps(config), "monitor": monitor},
+        train_loop_config={"config": configuration.dumps(config), "monitor": monitor, "claim": claim},
         scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]  # typed as it was in Ray Train V1
             num_workers=(scale.min_workers, scale.num_workers) if scale.min_workers else scale.num_workers,  # type: ignore[arg-type]
             elastic_resize_monitor_interval_s=scale.resize_seconds,

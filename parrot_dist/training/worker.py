@@ -14,13 +14,14 @@ from parrot_dist.config import Config
 from parrot_dist.errors import Unreachable, UserError
 from parrot_dist.reporting.history import EpochRecord
 from parrot_dist.training.inference import Place
+from parrot_dist.training.lease import Claim
 from parrot_dist.training.loop import train_rank
 from parrot_dist.training.monitor import LogToReporter, Reporter, Stopped
 from parrot_dist.training.pulse import Heart
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Train as one rank; `settings` holds the configuration as YAML and the handle of the `Monitor`.
+    """Train as one rank; `settings`: the configuration as YAML, the handle of the `Monitor`, and the driver's `Claim`.
 
     What a person must mend is told to the driver and not raised: Ray Train would try it again.
     """
@@ -31,13 +32,13 @@ def train_worker(settings: dict[str, Any]) -> None:
             logger = logging.getLogger("parrot_dist")
             logger.setLevel(logging.INFO)
             logger.addHandler(LogToReporter(reporter))
-        reporter.put_and_wait("end", **_train(config, place, reporter))
+        reporter.put_and_wait("end", rank=place.rank, **_train(config, place, reporter, settings["claim"]))
 
 
-def _train(config: Config, place: Place, reporter: Reporter) -> dict[str, str]:
+def _train(config: Config, place: Place, reporter: Reporter, claim: Claim) -> dict[str, str]:
     """How it ended, and why."""
     try:
-        train_rank(config, place, reporter, _report)
+        train_rank(config, place, reporter, _report, claim.check)
     except Stopped:
         return {"how": "stopped"}
     except Unreachable:

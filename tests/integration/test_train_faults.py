@@ -1,4 +1,4 @@
-"""A job that gets another node, and loses it again, ends as if nothing had happened (contract 5)."""
+"""A job that gets another node, and loses it again, goes on as if nothing had happened (contract 5)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,22 @@ scripts.main()
 """
 
 
+# Ray takes some seconds to see that a node is lost, and until then it tries to start as many workers as before, each
+# time for as long as this.
+SOON = {"RAY_health_check_period_ms": "1000", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3"}
+SOON |= {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_worker_niceness": "0"}  # see the fixture `ray_cluster`
+
+
+@pytest.fixture(scope="module")
+def head(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
+    """A head of the module's own, which has one logical CPU and can be joined by other nodes."""
+    with ray_head(tmp_path_factory.mktemp("head"), s3.env | SOON, num_cpus=1) as head:
+        yield replace(head, env=head.env | SOON)
+
+
 @contextmanager
-def node(head: RayHead, env: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Another node of the cluster of `head`, with one logical CPU, that has joined; it ends with the block."""
+def node(head: RayHead, env: dict[str, str], folder: Path, cpus: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+    """Another node of the cluster of `head`, with some logical CPUs, that has joined; it ends with the block."""
     log = folder / "node.log"
     ports = [port for port in ANY_PORT if port not in ("--port=0", "--dashboard-port=0")]
     command = [
@@ -47,7 +61,7 @@ def node(head: RayHead, env: dict[str, str], folder: Path) -> Iterator[subproces
         "--block",
         f"--address={head.address}",
         "--node-ip-address=127.0.0.1",
-        "--num-cpus=1",
+        f"--num-cpus={cpus}",
     ]
     with process.child([*command, *ports], client_environment(env | head.env), log) as child:
         process.wait_until(lambda: "Ray runtime started" in log.read_text(), child, log, timeout_s=60)
@@ -55,21 +69,17 @@ def node(head: RayHead, env: dict[str, str], folder: Path) -> Iterator[subproces
 
 
 def test_a_new_node_makes_a_run_grow_and_its_power_cut_makes_it_shrink_again(
-    material: Material, bucket_url: str, s3: S3Server, tmp_path: Path
+    material: Material, bucket_url: str, s3: S3Server, head: RayHead, tmp_path: Path
 ) -> None:
     words = ["scale.num_workers=[1,2]", "scale.resize_seconds=1", "checkpoint.every_steps=3"]
     words += ["optim.epochs=1000", "optim.precision=float32", "optim.lr=1e-4", "fusion.name=concat"]
     words = settings(material, bucket_url, *words)
-    # A head of its own, for one worker. Ray takes some seconds to see that a node is lost, and until then it tries to
-    # start as many workers as before, each time for as long as this.
-    soon = {"RAY_health_check_period_ms": "1000", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3"}
-    soon |= {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_worker_niceness": "0"}  # see the fixture `ray_cluster`
-    with ray_head(tmp_path / "head", s3.env | soon, num_cpus=1) as head, fault_proxy(s3.endpoint) as proxy:
+    with fault_proxy(s3.endpoint) as proxy:
         # Where a checkpoint is held back, the run stands still.
         proxy.strike(r"PUT \S*/step-00000009/manifest\.json", "hold")
-        with Driver(words, head.env | soon | proxy.environment()) as driver:
+        with Driver(words, head.env | proxy.environment()) as driver:
             driver.wait_for("starting on 1 workers")
-            with node(head, s3.env | soon, tmp_path) as added:
+            with node(head, s3.env | SOON, tmp_path) as added:
                 driver.wait_for(" on 2 workers")
                 proxy.strike(r"PUT \S*/step-00000015/manifest\.json", "hold")
                 driver.wait_until(lambda: proxy.done != [])
@@ -84,3 +94,18 @@ def test_a_new_node_makes_a_run_grow_and_its_power_cut_makes_it_shrink_again(
     train_here([*words, *whole])
     ours, theirs = (trained_parameters(configuration.load(None, part), step) for part in (words, [*words, *whole]))
     assert distance(ours, theirs) < 1e-3
+
+
+def test_a_run_whose_only_node_lost_its_power_ends_when_told_to_and_says_where_it_goes_on(
+    material: Material, bucket_url: str, s3: S3Server, head: RayHead, tmp_path: Path
+) -> None:
+    words = ["scale.num_workers=1", "scale.cpus_per_worker=2", "scale.hang_seconds=0", "optim.epochs=1000"]
+    words = settings(material, bucket_url, *words, "checkpoint.every_steps=3", "fusion.name=concat")
+    with node(head, s3.env | SOON, tmp_path, cpus=2) as added, Driver(words, head.env) as driver:
+        driver.wait_for("/6  loss")
+        driver.wait_until(lambda: checkpoint.newest(f"{bucket_url}/run") is not None)
+        cut_power(added.pid)
+        driver.process.send_signal(signal.SIGTERM)
+        assert driver.finish(within_s=60) == 128 + signal.SIGTERM, driver.output
+    newest = checkpoint.newest(f"{bucket_url}/run")
+    assert f"stopped; the same command goes on from {newest.url}" in driver.output

@@ -79,8 +79,11 @@ def test_it_ends_with_code_0_and_says_how_it_went_and_where_the_checkpoints_are(
         )
     newest, best = checkpoint.newest(finished_run.url), checkpoint.best(finished_run.url)
     assert newest.manifest.step == 18
-    assert f"newest checkpoint: {newest.url}" in finished_run.output
-    assert f"best checkpoint:   {best.url}" in finished_run.output
+    places = f"newest checkpoint: {newest.url}\nbest checkpoint:   {best.url}"
+    _, found, after = finished_run.output.partition(places)
+    assert found
+    of_submission = re.compile(r"-*|.*\b[Jj]ob '?parrot-\w+.*")
+    assert [line for line in after.splitlines() if not of_submission.fullmatch(line)] == []
 
 
 def test_the_resolved_configuration_lies_beside_the_checkpoints_and_in_each(finished_run) -> None:

@@ -11,18 +11,25 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from s3fs import S3FileSystem
 
-from parrot_dist import storage
+from parrot_dist import configuration, s3client, storage
 from parrot_dist.local.cluster import RayHead
 from parrot_dist.local.s3 import S3Server
+from parrot_dist.training import checkpoint
+from parrot_dist.training.checkpoint import Found
+from parrot_dist.training.inference import Place
+from parrot_dist.training.loop import train_rank
 from tests.corpus import write_corpus
-from tests.faults import fault_proxy
+from tests.faults import FaultProxy, fault_proxy
 from tests.jobs import Driver, Material, fingerprint, settings, train_here
-from tests.processes import data_processes, train_workers
+from tests.processes import actors, data_processes, train_workers
+from tests.ranks import Listener
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 AWAY_SECONDS = 20.0  # of the store
+LONGEST_STOP_S = 30.0  # from SIGTERM to the end, on a busy machine; about 3 on a quiet one
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -34,7 +41,7 @@ def test_a_run_that_was_stopped_and_loses_a_worker_then_all_and_then_has_one_tha
     with Driver(words, ray_cluster.env) as driver:
         driver.wait_for("/6  loss")
         driver.process.send_signal(signal.SIGTERM)
-        assert driver.finish() == 128 + signal.SIGTERM, driver.output
+        assert driver.finish(LONGEST_STOP_S) == 128 + signal.SIGTERM, driver.output
     step, digest = fingerprint(run)
     assert f"stopped; the same command goes on from {run}/checkpoints/step-{step:08d}" in driver.output
     assert 0 < step < 18
@@ -105,8 +112,57 @@ def test_a_job_that_still_waits_for_its_workers_ends_at_once_when_told_to(
     with Driver(words, ray_cluster.env) as driver:
         driver.wait_for("waiting until the cluster has 6 CPUs for 2 workers; it has 4")
         driver.process.send_signal(signal.SIGTERM)
-        assert driver.finish() == 128 + signal.SIGTERM, driver.output
+        assert driver.finish(LONGEST_STOP_S) == 128 + signal.SIGTERM, driver.output
     assert "nothing was saved yet" in driver.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_driver_that_loses_what_workers_report_to_ends_at_once_and_says_so(
+    material: Material, bucket_url: str, ray_cluster: RayHead
+) -> None:
+    words = settings(material, bucket_url, "fusion.name=cnn", "scale.cpus_per_worker=3")
+    with Driver(words, ray_cluster.env) as driver:
+        driver.wait_for("waiting until the cluster has 6 CPUs for 2 workers; it has 4")
+        driver.wait_until(lambda: actors(ray_cluster.address, "ray::Monitor") != [])
+        (monitor,) = actors(ray_cluster.address, "ray::Monitor")
+        os.kill(monitor, signal.SIGKILL)
+        assert driver.finish(within_s=60) == 1, driver.output
+    assert "the run was lost: the process on this node that workers report to has ended" in driver.output
+    assert "Traceback" not in driver.output
+
+
+class Watcher(Listener):
+    """Lets a checkpoint that a store holds back arrive once the run is at a step."""
+
+    def __init__(self, proxy: FaultProxy, step: int, run_url: str) -> None:
+        super().__init__()
+        self.proxy, self.step, self.run_url = proxy, step, run_url
+        self.there: list[Found] | None = None
+
+    def at(self, step: int | None) -> None:
+        """What was there of checkpoints when the step was reached, and the upload under way."""
+        if step == self.step and self.there is None:
+            wait_until(lambda: self.proxy.done != [])
+            self.there = checkpoint.find_all(self.run_url)
+            self.proxy.strike("", None)
+
+
+def test_steps_are_taken_while_a_store_takes_its_time_over_a_checkpoint(
+    material: Material, bucket_url: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["optim.epochs=1", "fusion.name=concat", "checkpoint.every_steps=3"]
+    config = configuration.load(None, settings(material, bucket_url, *words))
+    with fault_proxy(s3.endpoint) as proxy, monkeypatch.context() as patch:
+        for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+            patch.setenv(name, proxy.endpoint)
+        S3FileSystem.clear_instance_cache()  # s3fs keeps its clients
+        proxy.strike(r"PUT \S*/step-00000003/manifest\.json", "hold")
+        watcher = Watcher(proxy, 5, config.run_url)
+        train_rank(config, Place(), watcher, lambda record: None)
+    S3FileSystem.clear_instance_cache()
+    s3client._make_client.cache_clear()
+    assert watcher.there == []
+    assert [event["step"] for kind, event in watcher.events if kind == "checkpoint"] == [3, 6]
 
 
 def test_a_store_that_goes_away_ends_the_run_at_once_though_only_one_worker_writes(
@@ -125,7 +181,7 @@ def test_a_store_that_goes_away_ends_the_run_at_once_though_only_one_worker_writ
                 fs.rm("vanishing", recursive=True)
         assert driver.finish() == 2, driver.output
     assert "skipped s0" in driver.output
-    assert "error: s3://vanishing/run/checkpoints/" in driver.output
+    assert "error: s3://vanishing/run/" in driver.output
     assert "there is no such file, bucket or object" in driver.output
     assert driver.output.count("starting on 2 workers") == 1
     assert "Traceback" not in driver.output

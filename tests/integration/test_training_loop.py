@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from parrot_dist import configuration
 from parrot_dist.config import Config
+from parrot_dist.errors import UserError
 from parrot_dist.local.encoders import write_random_encoders
 from parrot_dist.training import checkpoint
 from parrot_dist.training.evaluation import evaluate
@@ -139,23 +141,30 @@ def test_a_local_plan_is_another_mathematics(
     assert losses(events) != pytest.approx(undisturbed[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("stop_at", [2, 7])
-def test_a_stopped_run_goes_on_bit_for_bit(
-    ground: Path, tmp_path: Path, undisturbed: tuple[Config, list[float]], stop_at: int
+STEPS = 6  # of an epoch; after them two batches are validated, and two give reference rows
+
+
+@pytest.mark.parametrize(("stop_at", "step"), [(2, 2), (STEPS + 1, STEPS), (STEPS + 3, STEPS), (STEPS + 5, STEPS + 1)])
+def test_a_run_stopped_in_a_step_in_validation_or_after_it_goes_on_bit_for_bit(
+    ground: Path, tmp_path: Path, undisturbed: tuple[Config, list[float]], stop_at: int, step: int
 ) -> None:
-    settings = job(ground, tmp_path, "checkpoint.every_steps=3", "checkpoint.keep=100")
-    how, _ = train(settings, 1, tmp_path, stop_at)
+    settings = job(ground, tmp_path)
+    how, events = train(settings, 1, tmp_path, stop_at)
     assert how == "stopped"
+    found = checkpoint.newest(settings.run_url)
+    epochs = [event["epoch"] for kind, event in events if kind == "epoch"]
+    assert (found.manifest.epoch, found.manifest.epoch_step) == (len(epochs), step - STEPS * len(epochs))
     how, events = train(settings, 1, tmp_path)
     assert how == "finished"
     kind, start = events[0]
-    assert (kind, start["step"], start["workers"]) == ("start", stop_at, 1)
+    assert (kind, start["step"], start["workers"]) == ("start", step, 1)
+    best, as_whole = checkpoint.best(settings.run_url), checkpoint.best(undisturbed[0].run_url)
+    assert (best.manifest.step, best.manifest.score) == (as_whole.manifest.step, as_whole.manifest.score)
+    assert best.manifest.files[REFERENCE_PART] == as_whole.manifest.files[REFERENCE_PART]
     resumed, whole = trained_parameters(settings), trained_parameters(undisturbed[0])
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     assert losses(events)[-1] == undisturbed[1][-1]
-    found = checkpoint.find_all(settings.run_url)
-    assert {stop_at, 3, 6} <= {one.manifest.step for one in found}
-    assert all(REFERENCE_PART in one.manifest.files for one in found)
+    assert all(REFERENCE_PART in one.manifest.files for one in checkpoint.find_all(settings.run_url))
 
 
 def test_a_run_goes_on_bit_for_bit_on_three_ranks(ground: Path, tmp_path: Path) -> None:
@@ -169,12 +178,12 @@ def test_a_run_goes_on_bit_for_bit_on_three_ranks(ground: Path, tmp_path: Path) 
 
 def test_reference_rows_within_an_epoch_are_those_of_the_parameters_beside_them(ground: Path, tmp_path: Path) -> None:
     settings = job(ground, tmp_path, "data.keep_frozen=false", "checkpoint.every_steps=2")
-    assert train(settings, 2, tmp_path, stop_at=3)[0] == "stopped"
+    assert train(settings, 2, tmp_path, stop_at=5)[0] == "stopped"
     task, found = open_task(settings), checkpoint.find_all(settings.run_url)
     assert [one.manifest.step for one in found] == [2, 3]
     for one in found:
         _, model, kept = load_checkpoint(one)
-        fresh = fit_reference(task, dict.fromkeys(model.encoders, task.corpus), model, Place())
+        fresh = fit_reference(task, dict.fromkeys(model.encoders, task.corpus), model, Place(), lambda: None)
         assert kept is not None
         assert fresh is not None
         for name, tensor in fresh.to_tensors().items():
@@ -183,13 +192,34 @@ def test_reference_rows_within_an_epoch_are_those_of_the_parameters_beside_them(
 
 def test_a_stop_between_two_epochs_keeps_what_the_first_one_saved(ground: Path, tmp_path: Path) -> None:
     settings = job(ground, tmp_path, "optim.epochs=3")
-    steps = -(-len(open_task(settings).parts.train) // settings.optim.batch_size)
-    assert train(settings, 1, tmp_path, stop_at=steps)[0] == "stopped"
+    assert train(settings, 1, tmp_path, stop_at=STEPS + 4)[0] == "stopped"
     found = checkpoint.newest(settings.run_url)
     assert found is not None
     assert (found.manifest.epoch, found.manifest.epoch_step) == (1, 0)
     assert found.manifest.score is not None
     assert REFERENCE_PART in found.manifest.files
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_to_the_same_bits(
+    ground: Path, tmp_path: Path, undisturbed: tuple[Config, list[float]]
+) -> None:
+    settings = job(ground, tmp_path, "checkpoint.every_steps=2", "checkpoint.keep=1")
+    assert train(settings, 1, tmp_path, stop_at=STEPS + 13)[0] == "stopped"
+    newest = checkpoint.newest(settings.run_url)
+    part = Path(newest.url, MODEL_PART)
+    part.write_bytes(part.read_bytes()[::-1])
+    how, events = train(settings, 1, tmp_path)
+    assert how == "finished"
+    assert (newest.manifest.step, events[0][1]["step"]) == (STEPS + 3, STEPS)
+    ours, theirs = trained_parameters(settings), trained_parameters(undisturbed[0])
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert checkpoint.newest_intact(settings.run_url) == checkpoint.newest(settings.run_url)
+
+
+def test_ranks_leave_a_validation_together(ground: Path, tmp_path: Path) -> None:
+    settings = job(ground, tmp_path, "optim.epochs=1")
+    assert train(settings, 2, tmp_path, stop_at=STEPS)[0] == "stopped"
+    assert checkpoint.newest(settings.run_url).manifest.epoch_step == STEPS
 
 
 def test_a_run_goes_on_with_another_number_of_workers(
@@ -230,6 +260,23 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_batch(ground: Path
     how, _ = train(replace(settings, name="wild"), 1, tmp_path)
     assert "the loss of step" in how
     assert "the batch was s" in how
+
+
+def test_a_run_that_fails_lets_a_checkpoint_arrive_that_is_being_saved(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = checkpoint.save
+
+    def slowly(*args: Any) -> str:
+        time.sleep(1)
+        return save(*args)
+
+    monkeypatch.setattr(checkpoint, "save", slowly)
+    words = ("optim.lr=1e30", "fusion.name=concat", "optim.clip_norm=0", "checkpoint.every_steps=1")
+    settings = job(ground, tmp_path, *words, f"data.cache={ground / 'cache'}")
+    with pytest.raises(UserError, match="the loss of step 1 is"):
+        train_rank(settings, Place(), Listener(), lambda record: None)
+    assert checkpoint.newest(settings.run_url).manifest.step == 1
 
 
 def test_a_loss_that_is_not_finite_can_be_left_out(

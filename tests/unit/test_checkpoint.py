@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from parrot_dist import storage
 from parrot_dist.errors import UserError
 from parrot_dist.training import checkpoint, snapshot
 from parrot_dist.training.checkpoint import Manifest, Writer
+from parrot_dist.training.lease import hold
 
 PARTS = {"model.safetensors": b"weights", "state.pt": b"state"}
 
@@ -107,6 +109,89 @@ def test_a_short_part_is_torn_and_a_changed_one_damaged(run: str) -> None:
         checkpoint.read_part(found, "state.pt")
     storage.write_bytes(storage.join(url, "state.pt"), b"")
     assert steps(run) == []
+
+
+def spoil(url: str, part: str) -> None:
+    """Change a part of a checkpoint, but not its size."""
+    data = storage.read_bytes(storage.join(url, part))
+    storage.write_bytes(storage.join(url, part), data[::-1])
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_gone_on_from(
+    run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert checkpoint.newest_intact(run) is None
+    for step in (1, 2, 3):
+        checkpoint.save(run, manifest(step), PARTS)
+    newest = checkpoint.newest(run)
+    spoil(newest.url, "state.pt")
+    assert checkpoint.newest_intact(run).manifest.step == 2
+    assert f"{newest.url}: state.pt is damaged" in caplog.text
+    for found in checkpoint.find_all(run)[:-1]:
+        spoil(found.url, "model.safetensors")
+    with pytest.raises(UserError, match=r"step-00000003: state\.pt is damaged"):
+        checkpoint.newest_intact(run)
+
+
+def test_a_store_that_refuses_access_is_no_damage(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(url: str) -> bytes:
+        raise UserError("access refused")
+
+    checkpoint.save(run, manifest(1), PARTS)
+    monkeypatch.setattr(checkpoint, "read_part", lambda found, name: refuse(name))
+    with pytest.raises(UserError, match="access refused"):
+        checkpoint.newest_intact(run)
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_a_whole_one(run: str) -> None:
+    for step in (1, 9):
+        checkpoint.save(run, manifest(step, step / 10), PARTS)
+    spoil(checkpoint.newest(run).url, "state.pt")
+    writer = Writer(run, keep=1)
+    for step in (2, 3):
+        writer.save(manifest(step), PARTS)
+        writer.wait()
+        assert steps(run) == [1, step]
+
+
+@pytest.mark.parametrize("until", range(len(PARTS) + 3))
+def test_a_writer_whose_run_was_taken_over_changes_nothing_any_more(run: str, until: int) -> None:
+    """Its lease is lost after `until` looks: of parts, of the manifest, and before others are deleted."""
+    with hold(run, lambda text: None) as lease:
+        looks = 0
+
+        def fence() -> None:
+            nonlocal looks
+            if looks == until:
+                storage.write_bytes(storage.join(run, "driver", "00000001.json"), b"{}")
+            looks += 1
+            lease.claim.check()
+
+        for step in (1, 2):
+            checkpoint.save(run, manifest(step), PARTS)
+        writer = Writer(run, keep=2, fence=fence)
+        writer.save(manifest(3), PARTS)
+        with pytest.raises(UserError, match="is being trained by"):
+            writer.wait()
+        assert steps(run) == ([1, 2, 3] if until == len(PARTS) + 2 else [1, 2])
+        with pytest.raises(UserError, match="is being trained by"):
+            lease.claim.check()
+
+
+def test_what_is_being_saved_is_awaited_for_a_while(run: str) -> None:
+    go_on = threading.Event()
+
+    def fence() -> None:
+        assert go_on.wait(20)
+
+    writer = Writer(run, keep=2, fence=fence)
+    writer.settle()
+    writer.save(manifest(1), PARTS)
+    writer.settle(0.01)
+    assert steps(run) == []
+    go_on.set()
+    writer.settle()
+    assert steps(run) == [1]
 
 
 def test_the_best_is_the_earliest_of_equals(run: str) -> None:

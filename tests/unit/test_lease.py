@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 from parrot_dist import storage
 from parrot_dist.errors import UserError
 from parrot_dist.training import lease
-from parrot_dist.training.lease import FOLDER, Holder, Lease, hold
+from parrot_dist.training.lease import FOLDER, Claim, Holder, Lease, hold, this_machine
+from tests.waiting import wait_until
 
 LATER = Holder("later", "node-9", 7, "2026-01-02 03:04:05 UTC", 0)
 
@@ -28,9 +30,9 @@ def silent(text: str) -> None:
     pass
 
 
-def leave_behind(run: str, host: str, process: int) -> None:
+def leave_behind(run: str, host: str, process: int, machine: str = "") -> None:
     """The lease of a driver that has died without a word."""
-    holder = Holder("gone", host, process, "2026-01-01 00:00:00 UTC", 3)
+    holder = Holder("gone", host, process, "2026-01-01 00:00:00 UTC", 3, machine)
     storage.write_bytes(storage.join(run, FOLDER, "00000004.json"), holder.dump())
 
 
@@ -50,7 +52,7 @@ def test_a_second_driver_is_refused_and_told_where_the_first_one_runs(tmp_path: 
 def test_a_driver_that_died_on_this_host_is_replaced_at_once(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    leave_behind(str(tmp_path), socket.gethostname(), process.pid)
+    leave_behind(str(tmp_path), socket.gethostname(), process.pid, this_machine())
     with hold(str(tmp_path), lambda text: pytest.fail(text)):
         assert list(storage.list_files(str(tmp_path))) == [f"{FOLDER}/00000005.json"]
 
@@ -61,6 +63,64 @@ def test_a_driver_that_died_elsewhere_is_replaced_once_it_has_been_silent_for_lo
     with hold(str(tmp_path), told.append) as held:
         assert not held.lost
     assert told == ["waiting to see whether the driver on node-1, started 2026-01-01 00:00:00 UTC, has died"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_driver_on_another_machine_of_this_name_is_not_dead_because_its_process_is_not_here(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    leave_behind(str(tmp_path), socket.gethostname(), process.pid, "another start, or another container")
+    told: list[str] = []
+    with hold(str(tmp_path), told.append):
+        assert len(told) == 1
+    assert len(this_machine()) > 30
+
+
+def test_files_of_others_and_damaged_ones_neither_end_the_renewal_nor_hide_that_a_run_was_taken_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = storage.join(str(tmp_path), FOLDER)
+    with hold(str(tmp_path), silent) as held:
+        storage.write_bytes(storage.join(place, "notes.txt"), b"mine")
+        held.renew(1)
+        held.claim.check()
+        storage.write_bytes(storage.join(place, "00000001.json"), b"{torn")
+        wait_until(lambda: held.lost is not None, 20)
+    assert "is being trained by process 0 on an unknown host" in str(held.lost)
+    told: list[str] = []
+    with hold(str(tmp_path), told.append) as held:  # what is damaged does not change, and so counts as dead
+        held.claim.check()
+    assert told == ["waiting to see whether the driver on an unknown host, started at an unknown time, has died"]
+
+
+def test_a_renewal_that_fails_is_tried_again_loudly_and_for_long_is_a_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    renew, faults = Lease.renew, [ValueError("a strange answer")]
+
+    def failing(self: Lease, beats: int) -> None:
+        if faults:
+            raise faults.pop()
+        renew(self, beats)
+
+    monkeypatch.setattr(Lease, "renew", failing)
+    with hold(str(tmp_path), silent) as held:
+        wait_until(lambda: b'"beats": 2' in storage.read_bytes(str(tmp_path / FOLDER / "00000000.json")), 20)
+        assert "cannot be renewed: ValueError('a strange answer')" in caplog.text
+        assert held.lost is None
+        faults += [TypeError("no answer")] * 1000
+        wait_until(lambda: held.lost is not None, 20)
+    assert "its lease cannot be renewed any more: TypeError('no answer')" in str(held.lost)
+
+
+def test_a_claim_is_void_once_another_driver_came_or_the_number_came_again(tmp_path: Path) -> None:
+    with hold(str(tmp_path), silent) as held:
+        held.claim.check()
+        again = Claim(str(tmp_path), 0, "of an earlier driver")
+        with pytest.raises(UserError, match=f"is being trained by process {os.getpid()} on"):
+            again.check()
+    with pytest.raises(UserError, match=r"00000000\.json: there is no such file"):
+        held.claim.check()
 
 
 def test_a_driver_that_was_taken_for_dead_hears_of_it(tmp_path: Path) -> None:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+from parrot_dist.training import monitor
 from parrot_dist.training.monitor import LogToReporter
+from tests.waiting import wait_until
 
 
 class Reporter:
@@ -23,3 +29,23 @@ def test_what_is_logged_becomes_messages_and_warnings() -> None:
     logger.info("scan: %s", "PyTorch")
     logger.warning("slow")
     assert reporter.events == [("message", "scan: PyTorch"), ("warning", "slow")]
+
+
+def test_a_rank_hears_of_a_stop_and_of_the_loss_of_the_monitor_without_waiting_for_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def get(answer: BaseException | bool) -> bool:
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(monitor, "ray", SimpleNamespace(get=get))
+    monkeypatch.setattr(monitor, "ASK_SECONDS", 0.0)
+    away = ActorUnavailableError("for a moment", None)
+    listening, deaf = (
+        monitor.Reporter(SimpleNamespace(stop_wanted=SimpleNamespace(remote=iter(answers).__next__)), None)
+        for answers in ([False, away, True], [False, away, ActorDiedError()])
+    )
+    wait_until(listening.stop_wanted, 20)
+    with pytest.raises(ActorDiedError):
+        wait_until(deaf.stop_wanted, 20)

@@ -72,3 +72,15 @@ def test_a_rank_that_leaves_training_for_a_while_counts_as_one_that_has_not_begu
         heart._over.clear()
         heart._run()
     assert [(beat.moves, beat.step) for beat in beats] == [(1, 5), (2, 6), (0, 6), (1, 7)]
+
+
+def test_a_rank_beats_though_nobody_asks_who_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    beats = threading.Event()
+    monkeypatch.setattr("parrot_dist.training.pulse.LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(current_actor=None))
+    monkeypatch.setattr("ray.get", lambda _: None)
+    monitor = SimpleNamespace(
+        beat=SimpleNamespace(remote=lambda _: beats.set()), forget=SimpleNamespace(remote=lambda _: None)
+    )
+    with Heart(monitor, rank=0, hang_seconds=0):
+        assert beats.wait(20)

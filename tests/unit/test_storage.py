@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,10 +107,10 @@ def test_a_folder_that_appears_while_it_is_listed_is_no_object_of_its_own(
 def test_a_folder_that_takes_nothing_is_named_with_what_to_do(
     number: int, todo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path, data: bytes) -> None:
-        raise OSError(number, os.strerror(number), str(path))
+    def refuse(file: int) -> None:
+        raise OSError(number, os.strerror(number), str(tmp_path))
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(UserError) as refusal:
         storage.check_writable(str(tmp_path))
     assert str(refusal.value) == f"{tmp_path}: {os.strerror(number)}; {todo}, or name another place"
@@ -186,3 +187,26 @@ def test_it_is_said_before_a_run_whether_drivers_are_kept_apart(
     assert prepare.prepare(configuration.load(None, settings(local_material, str(tmp_path))), view)
     said = [text for text in view.warnings if text.startswith(f"{tmp_path}: ") and "two drivers" in text]
     assert len(said) == (not apart)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_file_is_on_the_disk_and_all_that_came_before_it_in_its_folder_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, rename = os.fsync, Path.replace
+
+    def note_sync(file: int) -> None:
+        done.append(f"sync {Path(os.readlink(f'/proc/self/fd/{file}')).name}")
+        sync(file)
+
+    def note_rename(self: Path, target: Path) -> Path:
+        done.append(f"rename {self.name}")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_rename)
+    storage.write_bytes(str(tmp_path / "folder" / "manifest"), b"1")
+    file = done[-1].removeprefix("rename ")
+    assert done == [f"sync {file}", "sync folder", f"rename {file}"]
+    assert (tmp_path / "folder" / "manifest").read_bytes() == b"1"
