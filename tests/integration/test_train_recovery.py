@@ -29,7 +29,7 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 AWAY_SECONDS = 20.0  # of the store
-LONGEST_STOP_S = 30.0  # from SIGTERM to the end, on a busy machine; about 3 on a quiet one
+LONGEST_STOP_S = 30.0  # from SIGTERM to the end, on a busy machine
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -184,4 +184,16 @@ def test_a_store_that_goes_away_ends_the_run_at_once_though_only_one_worker_writ
     assert "error: s3://vanishing/run/" in driver.output
     assert "there is no such file, bucket or object" in driver.output
     assert driver.output.count("starting on 2 workers") == 1
+    assert "Traceback" not in driver.output
+
+
+def test_a_loss_that_is_not_finite_ends_the_job_at_once_and_names_the_batch(
+    material: Material, bucket_url: str, ray_cluster: RayHead
+) -> None:
+    words = ["scale.num_workers=1", "fusion.name=cnn", "optim.lr=1e30", "optim.clip_norm=0"]
+    with Driver(settings(material, bucket_url, *words), ray_cluster.env) as driver:
+        assert driver.finish() == 2, driver.output
+    named = r"error: the loss of step 1 is \S+ and its gradient's norm \S+; the batch was (s\d+-\d{4}(, |$)){8}"
+    assert re.search(named, driver.output, re.MULTILINE), driver.output
+    assert driver.output.count("starting on 1 workers") == 1
     assert "Traceback" not in driver.output
