@@ -32,7 +32,7 @@ from parrot_dist import s3client, storage
 from parrot_dist.data.audio import SAMPLE_RATE, encode_flac
 from parrot_dist.data.index import Row, parse_members, read_index, write_index
 from parrot_dist.data.plan import CHUNK_BYTES, EpochPlan, Layout, shuffled_epoch
-from parrot_dist.data.stream import READERS, Corpus, RankStream, Sample, Skipped, iterate
+from parrot_dist.data.stream import READERS, Corpus, Part, RankStream, Sample, iterate
 from parrot_dist.local.s3 import s3_server
 from shards.tar import END, pack
 from tests.benchmarks.peers import cpu_seconds, measure
@@ -172,10 +172,10 @@ class Timed(RankStream[Sample]):
         super().__init__(*arguments)  # type: ignore[arg-type]
         self.folder = folder
 
-    def __iter__(self) -> Iterator[list[Sample | Skipped]]:
+    def parts(self) -> Iterator[Part]:
         facts = json.dumps([time.time(), memory("self")["Pss_Anon"]])
         Path(self.folder, str(os.getpid())).write_text(facts)
-        return super().__iter__()
+        return super().parts()
 
 
 def memory(process: int | str) -> dict[str, float]:
