@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -46,21 +49,24 @@ def test_what_is_saved_is_found_and_read_back(run: str) -> None:
     assert {name: checkpoint.read_part(found, name) for name in PARTS} == PARTS
 
 
-def test_a_kill_at_any_moment_of_a_save_leaves_the_one_before(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint.save(run, manifest(1), PARTS)
-    write, left = storage.write_bytes, 0
+@contextmanager
+def killed_after(writes: int) -> Iterator[None]:
+    """A kill once so many objects have been written."""
+    write, left = storage.write_bytes, iter(range(writes))
 
-    def killed(url: str, data: bytes) -> None:
-        nonlocal left
-        if left == 0:
+    def kill(url: str, data: bytes) -> None:
+        if next(left, None) is None:
             raise KeyboardInterrupt
-        left -= 1
         write(url, data)
 
-    monkeypatch.setattr(storage, "write_bytes", killed)
+    with patch.object(storage, "write_bytes", kill), pytest.raises(KeyboardInterrupt):
+        yield
+
+
+def test_a_kill_at_any_moment_of_a_save_leaves_the_one_before(run: str) -> None:
+    checkpoint.save(run, manifest(1), PARTS)
     for moment in range(len(PARTS) + 1):
-        left = moment
-        with pytest.raises(KeyboardInterrupt):
+        with killed_after(moment):
             checkpoint.save(run, manifest(2), PARTS)
         assert steps(run) == [1]
 
@@ -76,25 +82,13 @@ def test_a_kill_while_a_checkpoint_is_saved_again_does_not_leave_a_mixture(
     assert steps(run) == [1]
 
 
-def test_a_kill_while_a_part_is_added_leaves_the_checkpoint(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_while_a_part_is_added_leaves_the_checkpoint(run: str) -> None:
     checkpoint.save(run, manifest(1), PARTS)
-    write, left = storage.write_bytes, 0
-
-    def killed(url: str, data: bytes) -> None:
-        nonlocal left
-        if left == 0:
-            raise KeyboardInterrupt
-        left -= 1
-        write(url, data)
-
-    monkeypatch.setattr(storage, "write_bytes", killed)
     for moment in range(2):
-        left = moment
-        with pytest.raises(KeyboardInterrupt):
+        with killed_after(moment):
             checkpoint.add_part(run, 1, "more", b"parts")
         (found,) = checkpoint.find_all(run)
         assert found.manifest.files.keys() == PARTS.keys()
-    left = 2
     checkpoint.add_part(run, 1, "more", b"parts")
     (found,) = checkpoint.find_all(run)
     added = PARTS | {"more": b"parts"}
