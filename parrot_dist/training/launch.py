@@ -37,7 +37,7 @@ from parrot_dist.training.prepare import show_end
 from parrot_dist.training.pulse import LONGEST_PAUSE_S, Suspect, hanging
 from parrot_dist.training.trainer import RAY_FOLDER, Trainer, build_trainer, resources_of
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5  # for a person to look at; signals are heeded at once
 SILENCE_SECONDS = 3 * LONGEST_PAUSE_S  # of all ranks: then none is at work
 HANG_POLL_SECONDS = 1.0
 GRACE_SECONDS = 5.0  # between one worker's failure and the end of all: most fail together, and each has its say

@@ -3,7 +3,8 @@
 1. The loop in workers of Ray Train against the same loop in plain processes of torch.distributed. On two cores one
    worker leaves a core to Ray's own servers, and two leave none.
 2. More workers against one: on the same global batch (strong scaling), and on one that grows with them (weak scaling).
-3. Checkpoints every few steps against none: all that one costs the steps, while its upload runs too.
+3. Checkpoints every few steps against none: all that one costs the steps, while its upload runs too; with a head that
+   keeps reference rows, and one that does not.
 
 The kinds of runs take turns, and of each step the shortest time over the rounds counts: the machine is not ours alone.
 A step has the same utterances in every run with the same batch. It goes from batch to batch, waiting for data included.
@@ -106,15 +107,17 @@ class Kind(NamedTuple):
     batch: int
     ray: bool = False
     saving: bool = False
+    head: str = "parrot"
 
 
 PLAIN = Kind(2, BATCH)
 RAY, SAVING = PLAIN._replace(ray=True), PLAIN._replace(saving=True)
+BARE, BARE_SAVING = PLAIN._replace(head="concat"), SAVING._replace(head="concat")
 STRONG = [Kind(count, BATCH) for count in MANY]
 WEAK = [Kind(count, SHARE * count) for count in MANY]
 ONE, ONE_SHARE = Kind(1, BATCH), Kind(1, SHARE)
 ONE_RAY = ONE._replace(ray=True)
-KINDS = list(dict.fromkeys([PLAIN, RAY, SAVING, ONE, ONE_RAY, ONE_SHARE, *STRONG, *WEAK]))
+KINDS = list(dict.fromkeys([PLAIN, RAY, SAVING, BARE, BARE_SAVING, ONE, ONE_RAY, ONE_SHARE, *STRONG, *WEAK]))
 
 
 class Bench:
@@ -146,6 +149,7 @@ class Bench:
             f"optim.batch_size={kind.batch}",
             f"optim.epochs={EPOCHS}",
             f"checkpoint.every_steps={EVERY_STEPS if kind.saving else 0}",
+            f"fusion.name={kind.head}",
         )
         self._train(config, kind.ray)
         notes = json.loads(notes_of(config).read_text())
@@ -173,10 +177,6 @@ class Bench:
 
 def report(bench: Bench) -> None:
     """Print what the runs say."""
-    plain, saving = bench.seconds[PLAIN], bench.seconds[SAVING]
-    steps = np.arange(plain.size + len(plain)).reshape(len(plain), -1)[:, :-1] + plain.shape[1] + 2
-    stall = (saving - plain).sum() / (steps % EVERY_STEPS == 0).sum()
-    between = EVERY_STEPS * plain.mean()
     for ray, without, what in ((ONE_RAY, ONE, "1 worker"), (RAY, PLAIN, "2 workers")):
         step = bench.seconds[without].mean()
         print(f"Ray Train, {what}: {bench.seconds[ray].mean() / step - 1:+.1%} of a step's {step * 1000:.0f} ms")
@@ -186,7 +186,18 @@ def report(bench: Bench) -> None:
                 f"{kind.workers} workers, {what}: {bench.rate(kind) / bench.rate(one):.2f} times the utterances a "
                 f"second of one, data wait {bench.waits[kind]:.1%} (one: {bench.waits[one]:.1%})"
             )
-    print(f"a checkpoint every {between:.1f} s costs {stall * 1000:.0f} ms, {stall / between:.1%} of the time between")
+    for saving, without, what in ((BARE_SAVING, BARE, "without"), (SAVING, PLAIN, "with")):
+        between, stall = stall_of(bench.seconds[saving], bench.seconds[without])
+        print(
+            f"a checkpoint {what} reference rows, every {between:.1f} s, costs {stall * 1000:.0f} ms: 1 % of the time "
+            f"between if there is one every {100 * stall:.0f} s"
+        )
+
+
+def stall_of(saving: np.ndarray, without: np.ndarray) -> tuple[float, float]:
+    """Seconds between checkpoints, and what one adds to the steps, from the times (epochs, steps) of both."""
+    steps = np.arange(without.size + len(without)).reshape(len(without), -1)[:, :-1] + without.shape[1] + 2
+    return EVERY_STEPS * float(without.mean()), float((saving - without).sum() / (steps % EVERY_STEPS == 0).sum())
 
 
 def main() -> int:
