@@ -5,10 +5,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slurm lint types clean
+.PHONY: demo check-demo test test-slurm lint types clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m parrot_dist.local.demo $(ARGS)
+
+# Whether the demo, once done, predicts as well alone as in batches.
+check-demo:
+	$(BIN)/python -m tests.demo_scores
 
 test: lint types
 	$(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder $(ARGS)

@@ -189,11 +189,15 @@ def _write_aside(target: Path, data: bytes) -> Path:
 
 def list_files(url: str) -> dict[str, int]:
     """Name relative to `url` -> size in bytes, of every object below `url`, sorted by name; empty if there is none."""
-    return {name: size for name, (size, _) in list_versions(url).items()}
+    return {name: int(info["size"] or 0) for name, info in _list(url).items()}
 
 
 def list_versions(url: str) -> dict[str, tuple[int, str]]:
     """As `list_files`, each size with a mark that another content of the object changes, even one of the same size."""
+    return {name: (int(info["size"] or 0), _mark(info)) for name, info in _list(url).items()}
+
+
+def _list(url: str) -> dict[str, dict[str, Any]]:
     fs, path = filesystem(url)
     with explained(url):
         try:
@@ -203,16 +207,15 @@ def list_versions(url: str) -> dict[str, tuple[int, str]]:
     # Not what is at `url` itself: an object, or a folder if the first one below came just now. Nor the empty objects
     # with a slash at their end that some programs make for folders.
     below = {name: info for name, info in sorted(found.items()) if name != path and not name.endswith("/")}
-    marked = {name: (int(info["size"] or 0), _mark(name, info)) for name, info in below.items()}
-    return {posixpath.relpath(name, path): version for name, version in marked.items()}
+    return {posixpath.relpath(name, path): info for name, info in below.items()}
 
 
-def _mark(name: str, info: dict[str, Any]) -> str:
+def _mark(info: dict[str, Any]) -> str:
     """The entity tag of an object, the time of the last change of a file; "" for a link that leads nowhere."""
     if "ETag" in info:
         return str(info["ETag"])
     try:
-        return str(Path(name).stat().st_mtime_ns)  # fsspec has that of a link, and rounds it
+        return str(Path(info["name"]).stat().st_mtime_ns)  # fsspec has that of a link, and rounds it
     except OSError:
         return ""
 

@@ -27,8 +27,8 @@ def empty(samples: int) -> Waveform:
 def decode(data: bytes, memory: Callable[[int], Waveform] = empty) -> Waveform:
     """The waveform (N,) in the bytes of an audio file: FLAC, WAV or whatever else libsndfile reads.
 
-    Channels are averaged; other rates than 16 kHz are resampled; the amplitude is left as it is. One channel is decoded
-    into what `memory` gives for so many samples.
+    Channels are averaged; other rates than 16 kHz are resampled; the amplitude is left as it is. One channel at
+    16 kHz is decoded into what `memory` gives for so many samples.
 
     Raises:
         ValueError: no audio, empty, over an hour (also when only its header says so), or not finite.
@@ -39,7 +39,8 @@ def decode(data: bytes, memory: Callable[[int], Waveform] = empty) -> Waveform:
             longest = max(file.frames * file.channels, file.frames * SAMPLE_RATE // rate)
             if longest > MAX_SAMPLES:
                 raise ValueError(f"{file.frames} frames of {file.channels} channels at {rate} Hz are over an hour")
-            frames = file.read(dtype="float32", out=memory(file.frames) if file.channels == 1 else None)
+            as_it_is = file.channels == 1 and rate == SAMPLE_RATE
+            frames = file.read(dtype="float32", out=memory(file.frames) if as_it_is else None)
             integers = file.subtype.startswith("PCM")
     except soundfile.SoundFileError as error:
         reason = getattr(error, "error_string", "unknown format").rstrip(".")

@@ -84,13 +84,14 @@ class EpochPlan:
         That is the sample itself, and another number for each time that it came before in the global batch: balanced
         sampling repeats rare ones, and copies that are alike in everything would teach nothing.
         """
-        batch = self.global_batch(step)
-        order = np.argsort(batch, kind="stable")
-        first = np.append(True, np.diff(batch[order]) > 0)
-        copy = np.empty_like(batch)
-        copy[order] = np.arange(len(batch)) - np.flatnonzero(first)[np.cumsum(first) - 1]
-        ends = np.cumsum([len(self.lane_step(lane, step)) for lane in range(self.lanes)])
-        parts = np.split(batch + copy * COPY, ends[:-1])
+        parts = [self.lane_step(lane, step) for lane in range(self.lanes)]
+        batch = np.concatenate(parts)
+        if len(set(batch.tolist())) < len(batch):
+            order = np.argsort(batch, kind="stable")
+            first = np.append(True, np.diff(batch[order]) > 0)
+            copy = np.empty_like(batch)
+            copy[order] = np.arange(len(batch)) - np.flatnonzero(first)[np.cumsum(first) - 1]
+            parts = np.split(batch + copy * COPY, np.cumsum([len(part) for part in parts])[:-1])
         return np.concatenate([batch[:0], *(parts[lane] for lane in lanes)])
 
 

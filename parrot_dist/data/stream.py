@@ -163,8 +163,9 @@ class RankStream(IterableDataset[list[Sample | Skipped]]):
 
     def decode(self, part: Part, memory: Memory = empty) -> list[Sample | Skipped]:
         """The samples of a part; `memory`: see `Source.decode`."""
-        items = [self.source.decode(row, data, memory) for row, data in part.samples]
-        return items if self.augmentation is None else self._augment(items, part)
+        if self.augmentation is not None:  # what is changed lies elsewhere anyway
+            return self._augment([self.source.decode(row, data) for row, data in part.samples], part)
+        return [self.source.decode(row, data, memory) for row, data in part.samples]
 
     def _samples(self, pool: Executor, lane: int) -> Iterator[tuple[int, bytes]]:
         """Row and bytes of the samples of a lane from step `start` on."""

@@ -58,7 +58,7 @@ class Reference:
         scale = cost_scale(raw)
         f, g = converged_potentials(raw / scale, epsilon)
         fitted = Reference(R_p, R_q, f.to(R_p.dtype), g.to(R_p.dtype), scale.to(R_p.dtype), epsilon, cost)
-        if (error := fitted.marginal_error) > LARGE_ERROR:
+        if not (error := fitted.marginal_error) <= LARGE_ERROR:  # also where it is no number
             logger.warning(
                 "the plan between the reference rows is %.0e off its marginals, and what is predicted for single "
                 "utterances about as much: fusion.epsilon=%g is too small for these rows",
@@ -129,7 +129,8 @@ def converged_potentials(C: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         while True:
             f = -entropy * (torch.logsumexp((g - C) / entropy, 1) + math.log(n))
             plan = ((f[:, None] + g - C) / entropy).exp()
-            if blocks == 0 or (plan.sum(0) - 1 / n).abs().sum() <= tolerance:
+            error = (plan.sum(0) - 1 / n).abs().sum()
+            if blocks == 0 or error <= tolerance or not error.isfinite():
                 break
             g = g + entropy * _column_scaling(plan.clamp_min_(SMALLEST_KERNEL)).log()
             blocks -= 1

@@ -89,28 +89,31 @@ class Found:
 def save(run_url: str, manifest: Manifest, parts: Mapping[str, bytes], fence: Callable[[], None] = unfenced) -> str:
     """Write a checkpoint below `run_url` and return its URL; returns when it is complete.
 
-    `fence` is called before each change of the store, and raises if this is no longer the one writer of the run.
+    `fence` is called before each change of the store, and raises if this is no longer the one writer of the run. (Who
+    takes over between the two is not noticed: stores make no write depend on another object.)
     """
-    url = _url(run_url, manifest.step)
+    url = storage.join(run_url, FOLDER, f"step-{manifest.step:08d}")
+    if _read_manifest(url) is not None:  # of a run that was stopped before it had validated this step: it is needed yet
+        url += "-again"
     fence()
-    storage.delete(storage.join(url, MANIFEST))  # an older try at this step must not vouch for the new parts
+    storage.delete(storage.join(url, MANIFEST))  # an older try must not vouch for the new parts
     _write_parts(url, replace(manifest, files={}), parts, fence)
     return url
 
 
-def add_part(run_url: str, step: int, name: str, data: bytes, fence: Callable[[], None] = unfenced) -> None:
-    """Add a part to the complete checkpoint at `step`, which is complete at every moment, without it or with it.
+def add_part(url: str, name: str, data: bytes, fence: Callable[[], None] = unfenced) -> None:
+    """Add a part to the complete checkpoint at `url`, which is complete at every moment, without it or with it.
 
     `fence`: see `save`.
+
+    Raises:
+        UserError: it is gone.
     """
-    url = _url(run_url, step)
+    fence()
     manifest = _read_manifest(url)
-    assert manifest is not None
+    if manifest is None:
+        raise UserError(f"{url}: it was deleted while this run was adding to it")
     _write_parts(url, manifest, {name: data}, fence)
-
-
-def _url(run_url: str, step: int) -> str:
-    return storage.join(run_url, FOLDER, f"step-{step:08d}")
 
 
 def _write_parts(url: str, manifest: Manifest, parts: Mapping[str, bytes], fence: Callable[[], None]) -> None:
@@ -208,17 +211,18 @@ def read_part(found: Found, name: str) -> bytes:
     return data
 
 
-def retain(run_url: str, keep: int, step: int) -> None:
+def retain(run_url: str, keep: int, step: int, fence: Callable[[], None] = unfenced) -> None:
     """Delete all checkpoints but the newest `keep` and the best, and what torn uploads left; manifests go first.
 
-    Only for the one writer of a run, while it writes nothing. `step`: of the newest. What lies beyond it was passed
-    over as damaged when the run went on, and must not take the place of a whole one.
+    Only for the one writer of a run, while it writes nothing; `fence`: see `save`. `step`: of the newest. What lies
+    beyond it was passed over as damaged when the run went on, and must not take the place of a whole one.
     """
     root, found = storage.join(run_url, FOLDER), [one for one in find_all(run_url) if one.manifest.step <= step]
     kept = {one.url for one in found[-keep:]} | {one.url for one in [best_of(found)] if one}
     for name in {name.partition("/")[0] for name in storage.list_files(root)}:
         url = storage.join(root, name)
         if url not in kept:
+            fence()
             storage.delete(storage.join(url, MANIFEST))
             storage.delete(url)
 
@@ -240,6 +244,7 @@ class Writer:
         self._run_url, self._keep, self._tell, self._fence = run_url, keep, tell, fence
         self._pool = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
+        self._url = ""  # of the newest complete one
 
     def save(self, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
         """Start saving; first waits for the one before, and raises what went wrong with it."""
@@ -257,15 +262,15 @@ class Writer:
         if self._pending is not None:
             futures.wait([self._pending], seconds)
 
-    def add(self, step: int, name: str, data: bytes) -> None:
-        """Add a part to the checkpoint at `step` once it is complete."""
+    def add(self, name: str, data: bytes) -> None:
+        """Add a part to what was given to `save` last, once that is complete."""
         self.wait()
-        add_part(self._run_url, step, name, data, self._fence)
+        add_part(self._url, name, data, self._fence)
 
     def _save(self, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
-        self._tell(step=manifest.step, url=save(self._run_url, manifest, parts, self._fence))
-        self._fence()
-        retain(self._run_url, self._keep, manifest.step)
+        self._url = save(self._run_url, manifest, parts, self._fence)
+        self._tell(step=manifest.step, url=self._url)
+        retain(self._run_url, self._keep, manifest.step, self._fence)
 
 
 def _read_manifest(url: str) -> Manifest | None:

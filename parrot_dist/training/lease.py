@@ -106,8 +106,10 @@ class Lease:
     def renew(self, beats: int) -> None:
         """Say that the driver lives."""
         newest = _newest(self._run_url)
-        if newest > self._number:
-            self.lost = _complaint(self._run_url, _read(self._run_url, newest))
+        holder = _read(self._run_url, newest) if newest >= 0 else None
+        # Others may have come and gone while this driver stood still, and a number comes again then.
+        if newest != self._number or holder is None or holder.token != self._holder.token:
+            self.lost = _complaint(self._run_url, holder)
         else:
             storage.write_bytes(_place(self._run_url, self._number), replace(self._holder, beats=beats).dump())
 

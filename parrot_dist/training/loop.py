@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import asdict
 from functools import partial
 from typing import Any, NoReturn
@@ -197,7 +196,7 @@ class Loop:
             self.state.epoch_step = epoch_step + 1
             every = self.config.checkpoint.every_steps
             if every and self.state.step % every == 0 and self.state.epoch_step < plan.steps:
-                self._save_between()
+                self.save(score=None)
         self.clock.trained = time.perf_counter() - self.clock.began
 
     def _agree(self, batch: Batch | UserError, plan: EpochPlan) -> list[int]:
@@ -224,13 +223,6 @@ class Loop:
         self.save(score=None, hurry=True)
         self.writer.wait()
         raise Stopped
-
-    def _save_between(self) -> None:
-        """Start a checkpoint within an epoch."""
-        try:
-            self.save(score=None)
-        except Stopped:  # while its reference rows were computed
-            self._leave()
 
     def _look_up(self) -> None:
         """Between two batches that are not trained on: show that this rank gets on.
@@ -319,32 +311,29 @@ class Loop:
             )
 
     def _end_epoch(self) -> None:
-        trained = deepcopy(self.state)
-        try:
-            record = self._validate()
-            self.state.close_epoch(record)
-            self.save(score=record.uar)
-        except Stopped:
-            self.state = trained  # with all steps of the epoch taken: what goes on from there begins by validating it
+        record = self._validate()
+        if record is None:  # all steps of the epoch are taken: what goes on from here begins by validating it
             self._leave()
-        if self.place.rank == 0:
-            self.reporter.put("epoch", **asdict(record))
-        self.on_epoch(record)
+        self.state.close_epoch(record)
+        try:
+            self.save(score=record.uar)
+        finally:  # also where this is the last that is done
+            if self.place.rank == 0:
+                self.reporter.put("epoch", **asdict(record))
+            self.on_epoch(record)
 
     def _judge(self, inputs: Inputs, sizes: list[int]) -> Tensor:
         self._look_up()
         logits: Tensor = self.model(inputs, None, sizes)
         return logits
 
-    def _validate(self) -> EpochRecord:
+    def _validate(self) -> EpochRecord | None:
+        """What the epoch came to; None if the driver asked to stop."""
         self.model.eval()
-        rows, logits, skipped = infer(
-            self.task,
-            self.feeds,
-            self.task.parts.validation,
-            self.place,
-            self._judge,
-        )
+        try:
+            rows, logits, skipped = infer(self.task, self.feeds, self.task.parts.validation, self.place, self._judge)
+        except Stopped:
+            return None
         self._name(skipped if self.place.rank == 0 else [])
         self.task.refuse_broken(skipped, len(self.task.parts.validation))
         labels = self.task.labels[rows]
@@ -370,20 +359,31 @@ class Loop:
     def save(self, score: float | None, hurry: bool = False) -> None:
         """Start a checkpoint of what is now, unless there is one; every rank calls, the first one writes.
 
-        In a `hurry`, with perhaps seconds to live, what it takes to go on is complete before there are reference rows.
+        In a `hurry`, or if the driver asks to stop meanwhile, what it takes to go on is complete before there are rows.
+
+        Raises:
+            Stopped: the driver asked for it while the reference rows were computed; they are there all the same.
         """
         if score is None and self.saved == self.state.step:
             return  # what is there is as good, and at an epoch's end better
-        everything = self.task, self.feeds, self.model, self.place
-        reference = None if hurry else fit_reference(*everything, self._look_up)
         self.saved = self.state.step
+        reference, stopped = None, False
+        try:
+            reference = None if hurry else self._fit_reference(self._look_up)
+        except Stopped:
+            stopped = True
         if self.place.rank == 0:
             self._write(score, reference)
-        if hurry:
+        if hurry or stopped:
             self.writer.wait()
-            reference = fit_reference(*everything, lambda: self.reporter.at(self.state.step))
+            reference = self._fit_reference(lambda: self.reporter.at(self.state.step))
             if self.place.rank == 0 and reference is not None:
-                self.writer.add(self.state.step, REFERENCE_PART, dump_reference(reference))
+                self.writer.add(REFERENCE_PART, dump_reference(reference))
+        if stopped:
+            raise Stopped
+
+    def _fit_reference(self, look_up: Callable[[], None]) -> Reference | None:
+        return fit_reference(self.task, self.feeds, self.model, self.place, look_up)
 
     def _write(self, score: float | None, reference: Reference | None) -> None:
         manifest = Manifest(

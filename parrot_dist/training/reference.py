@@ -19,7 +19,7 @@ def fit_reference(
     task: Task, feeds: Mapping[str, Source[Item]], model: ParrotModel, place: Place, look_up: Callable[[], None]
 ) -> Reference | None:
     """The reference of `model` as it is now, from `fusion.reference_rows` training utterances, as many of each class
-    as there are; the same on every rank. None for a head that transports nothing. Changes nothing in `model`.
+    as there are. None for a head that transports nothing, and on all ranks but the first. Changes nothing in `model`.
 
     `look_up` is called before each batch, on all ranks, and may raise.
     """
@@ -37,6 +37,8 @@ def fit_reference(
     model.eval()
     _, values, _ = infer(task, feeds, rows, place, both)
     model.train(training)
+    if place.rank != 0:
+        return None
     R_p, R_q = torch.from_numpy(values).chunk(2, dim=1)
     return Reference.fit(R_p.contiguous(), R_q.contiguous(), fusion.epsilon, fusion.cost)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from parrot_dist import storage
 from parrot_dist.errors import Unreachable, UserError
 from tests.jobs import Material, settings, train_here
 
@@ -15,14 +16,14 @@ from tests.jobs import Material, settings, train_here
 def test_a_full_disk_is_said_once_with_what_to_do(
     what: str, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Path.write_bytes
+    write = storage._write_aside
 
-    def until_full(path: Path, data: bytes) -> int:
-        if what in path.name:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        return write(path, data)
+    def until_full(target: Path, data: bytes) -> Path:
+        if what in target.name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        return write(target, data)
 
-    monkeypatch.setattr(Path, "write_bytes", until_full)
+    monkeypatch.setattr(storage, "_write_aside", until_full)
     with pytest.raises(UserError, match=rf"/{what}: No space left on device; make room there") as refusal:
         train_here(settings(material, str(tmp_path), "checkpoint.every_steps=1", "optim.epochs=1"))
     assert not isinstance(refusal.value, Unreachable)  # which Ray Train would try again

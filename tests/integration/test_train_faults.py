@@ -106,6 +106,6 @@ def test_a_run_whose_only_node_lost_its_power_ends_when_told_to_and_says_where_i
         driver.wait_until(lambda: checkpoint.newest(f"{bucket_url}/run") is not None)
         cut_power(added.pid)
         driver.process.send_signal(signal.SIGTERM)
-        assert driver.finish(within_s=60) == 128 + signal.SIGTERM, driver.output
+        assert driver.finish(within_s=120) == 128 + signal.SIGTERM, driver.output
     newest = checkpoint.newest(f"{bucket_url}/run")
     assert f"stopped; the same command goes on from {newest.url}" in driver.output

@@ -29,7 +29,7 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 AWAY_SECONDS = 20.0  # of the store
-LONGEST_STOP_S = 30.0  # from SIGTERM to the end, on a busy machine
+LONGEST_STOP_S = 60.0  # from SIGTERM to the end, on a busy machine
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -76,7 +76,7 @@ def test_a_run_loses_its_data_process_its_driver_amid_a_checkpoint_and_its_store
         with Driver(words, ray_cluster.env | proxy.environment()) as driver:
             proxy.strike(r"PUT \S*/step-00000002/manifest\.json", "hold")  # so that most of the epoch is to be decoded
             driver.wait_until(lambda: proxy.done != [])
-            (process,) = data_processes(ray_cluster.address)
+            process = min(data_processes(ray_cluster.address))  # later ones may be those of reference rows
             os.kill(process, signal.SIGKILL)
             proxy.strike(r"PUT \S*/step-00000010/manifest\.json", "hold")
             driver.wait_until(lambda: proxy.done != [])
@@ -126,7 +126,7 @@ def test_a_driver_that_loses_what_workers_report_to_ends_at_once_and_says_so(
         driver.wait_until(lambda: actors(ray_cluster.address, "ray::Monitor") != [])
         (monitor,) = actors(ray_cluster.address, "ray::Monitor")
         os.kill(monitor, signal.SIGKILL)
-        assert driver.finish(within_s=60) == 1, driver.output
+        assert driver.finish(within_s=120) == 1, driver.output
     assert "the run was lost: the process on this node that workers report to has ended" in driver.output
     assert "Traceback" not in driver.output
 

@@ -71,25 +71,33 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_one_before(run: str) -> None:
         assert steps(run) == [1]
 
 
-def test_a_kill_while_a_checkpoint_is_saved_again_does_not_leave_a_mixture(
-    run: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint.save(run, manifest(1), PARTS)
-    checkpoint.save(run, manifest(2), PARTS)
-    monkeypatch.setattr(storage, "write_bytes", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        checkpoint.save(run, manifest(2), {name: b"other!!"[: len(data)] for name, data in PARTS.items()})
-    assert steps(run) == [1]
+def test_a_kill_while_a_step_is_saved_again_leaves_what_was_saved_first(run: str) -> None:
+    """As after a stop before the validation: the run goes on by validating, and saves the same step with its score."""
+    first = checkpoint.save(run, manifest(2), PARTS)
+    other = {name: b"other!!"[: len(data)] for name, data in PARTS.items()}
+    for moment in range(len(PARTS) + 1):
+        with killed_after(moment):
+            checkpoint.save(run, manifest(2, 0.5), other)
+        (found,) = checkpoint.find_all(run)
+        assert (found.url, found.manifest.score) == (first, None)
+        assert {name: checkpoint.read_part(found, name) for name in PARTS} == PARTS
+    checkpoint.save(run, manifest(2, 0.5), other)
+    found = checkpoint.newest(run)
+    assert found is not None
+    assert found.manifest.score == 0.5
+    assert {name: checkpoint.read_part(found, name) for name in PARTS} == other
+    checkpoint.retain(run, 1, 2)
+    assert checkpoint.find_all(run) == [found]
 
 
 def test_a_kill_while_a_part_is_added_leaves_the_checkpoint(run: str) -> None:
-    checkpoint.save(run, manifest(1), PARTS)
+    url = checkpoint.save(run, manifest(1), PARTS)
     for moment in range(2):
         with killed_after(moment):
-            checkpoint.add_part(run, 1, "more", b"parts")
+            checkpoint.add_part(url, "more", b"parts")
         (found,) = checkpoint.find_all(run)
         assert found.manifest.files.keys() == PARTS.keys()
-    checkpoint.add_part(run, 1, "more", b"parts")
+    checkpoint.add_part(url, "more", b"parts")
     (found,) = checkpoint.find_all(run)
     added = PARTS | {"more": b"parts"}
     assert {name: checkpoint.read_part(found, name) for name in found.manifest.files} == added

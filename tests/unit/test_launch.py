@@ -181,7 +181,7 @@ def test_a_stop_is_asked_for_while_somebody_is_at_work_and_nobody_is_awaited_els
         if kind == "start":
             signals[1].send(bytes([signal.SIGTERM]))
 
-    monkeypatch.setattr(launch, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(launch, "SILENCE_SECONDS", 3.0)
     monkeypatch.setattr(run.view, "show", show)
     run.heard("start")
     assert str(run.watch.fit()) == "the controller was killed"

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, Thread
 
@@ -124,12 +125,31 @@ def test_a_claim_is_void_once_another_driver_came_or_the_number_came_again(tmp_p
 
 
 def test_a_driver_that_was_taken_for_dead_hears_of_it(tmp_path: Path) -> None:
+    storage.write_bytes(storage.join(str(tmp_path), FOLDER, "00000004.json"), LATER.dump())
     held = Lease(str(tmp_path), 4, LATER)
     held.renew(1)
     assert held.lost is None
     storage.write_bytes(storage.join(str(tmp_path), FOLDER, "00000005.json"), LATER.dump())
     held.renew(2)
     assert "is being trained by process 7 on node-9, started 2026-01-02 03:04:05 UTC" in str(held.lost)
+
+
+@pytest.mark.parametrize("still_there", [True, False])
+def test_a_driver_that_wakes_after_others_came_and_went_does_not_take_the_run_back(
+    tmp_path: Path, still_there: bool
+) -> None:
+    run = str(tmp_path)
+    place = storage.join(run, FOLDER, "00000000.json")
+    holder = replace(LATER, token="first")
+    storage.write_bytes(place, holder.dump())
+    woken = Lease(run, 0, holder)
+    storage.delete(place)  # another took number 1, deleted this, and has finished
+    if still_there:  # and a third has the number now
+        storage.write_bytes(place, LATER.dump())
+    woken.renew(1)
+    assert woken.lost is not None
+    assert f"{run} is being trained by" in woken.lost
+    assert storage.find_bytes(place) == (LATER.dump() if still_there else None)
 
 
 def test_what_another_driver_is_just_writing_is_no_lease(tmp_path: Path) -> None:

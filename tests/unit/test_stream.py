@@ -178,6 +178,13 @@ def test_what_is_brought_into_a_room_lies_there(parts: list[list[tuple[int, bool
             np.testing.assert_array_equal(room.shared[begin : begin + len(wave)].numpy(), wave)
 
 
+@pytest.mark.parametrize("change", [None, Augmentation(seed=1, epoch=0, noise=0.1, gain_db=3, speed=0.1)])
+def test_shared_memory_is_as_large_as_a_part_and_a_quarter(corpus: Corpus, change: Augmentation | None) -> None:
+    parcels = list(_Parcels(RankStream(corpus, make_plan(corpus), range(4), augmentation=change)))
+    largest = max(sum(getattr(item, "samples", 0) for item in parcel.items) for parcel in parcels)
+    assert 0 < max(len(parcel.memory) for parcel in parcels if parcel.memory is not None) <= 1.25 * largest
+
+
 def test_data_workers_are_not_forked_from_a_process_with_clients() -> None:
     layout = Layout(*np.zeros((3, 1), np.int64))
     plan = shuffled_epoch(layout, [0], seed=0, epoch=0, lanes=1, batch_size=1, window=1, drop_last=False)
