@@ -1,4 +1,4 @@
-"""A job that gets another node, and loses it again, goes on as if nothing had happened (contract 5)."""
+"""A job on two nodes; one that gets another, and loses it again, goes on as if nothing had happened (contract 5)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.jobs import Driver, Material, settings, train_here
 from tests.processes import cut_power
 from tests.ranks import distance, trained_parameters
 
+REPOSITORY = Path(__file__).parents[2]
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
 
@@ -66,6 +67,19 @@ def node(head: RayHead, env: dict[str, str], folder: Path, cpus: int = 1) -> Ite
     with process.child([*command, *ports], client_environment(env | head.env), log) as child:
         process.wait_until(lambda: "Ray runtime started" in log.read_text(), child, log, timeout_s=60)
         yield child
+
+
+def test_a_submitted_job_has_a_worker_on_each_of_two_nodes(
+    material: Material, bucket_url: str, s3: S3Server, head: RayHead, tmp_path: Path
+) -> None:
+    words = settings(material, bucket_url, "fusion.name=concat", "optim.epochs=1", "scale.placement=SPREAD")
+    output: list[str] = []
+    with node(head, s3.env | SOON, tmp_path):  # of two logical CPUs, one on each node
+        command = ["python", "-m", "parrot_dist.train", *words]
+        code = head.submit(command, REPOSITORY, REPOSITORY / "jobs" / "runtime_env.yaml", show=output.append)
+    assert code == 0, output
+    assert any("starting on 2 workers" in line for line in output)
+    assert checkpoint.newest(f"{bucket_url}/run").manifest.finished
 
 
 def test_a_new_node_makes_a_run_grow_and_its_power_cut_makes_it_shrink_again(
