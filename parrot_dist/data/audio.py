@@ -17,6 +17,8 @@ SAMPLE_RATE = 16000
 MAX_SAMPLES = 3600 * SAMPLE_RATE  # an hour; a small file that claims more is damaged or a decompression bomb
 
 Waveform = npt.NDArray[np.float32]
+Memory = Callable[[int], Waveform]
+"""Gives memory for a waveform of so many samples."""
 
 
 def empty(samples: int) -> Waveform:
@@ -24,7 +26,7 @@ def empty(samples: int) -> Waveform:
     return np.empty(samples, np.float32)
 
 
-def decode(data: bytes, memory: Callable[[int], Waveform] = empty) -> Waveform:
+def decode(data: bytes, memory: Memory = empty) -> Waveform:
     """The waveform (N,) in the bytes of an audio file: FLAC, WAV or whatever else libsndfile reads.
 
     Channels are averaged; other rates than 16 kHz are resampled; the amplitude is left as it is. One channel at

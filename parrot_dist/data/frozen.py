@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from parrot_dist import storage
-from parrot_dist.data.audio import empty
+from parrot_dist.data.audio import Memory, empty
 from parrot_dist.data.index import Index, Strings
 from parrot_dist.data.plan import Layout, Rows
-from parrot_dist.data.stream import READERS, Memory, Skipped, fetch
+from parrot_dist.data.stream import READERS, Skipped, fetch
 from parrot_dist.encoders import Activation
 
 HEADER = struct.Struct("<2I3I")  # checksum of all behind it, steps, shape

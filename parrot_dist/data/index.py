@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -204,7 +204,7 @@ def _plain_members(data: bytes, key: str) -> dict[str, bytes] | None:
     return members
 
 
-def read_sample(data: bytes, key: str, memory: Callable[[int], audio.Waveform] = audio.empty) -> audio.Waveform:
+def read_sample(data: bytes, key: str, memory: audio.Memory = audio.empty) -> audio.Waveform:
     """The waveform (N,) at 16 kHz in the tar bytes of the sample `key`; `memory`: see `audio.decode`.
 
     Raises:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from parrot_dist import storage
-from parrot_dist.data.audio import SAMPLE_RATE, Waveform, empty
+from parrot_dist.data.audio import SAMPLE_RATE, Memory, Waveform, empty
 from parrot_dist.data.augmentation import Augmentation
 from parrot_dist.data.index import BrokenSample, Index, read_sample
 from parrot_dist.data.nodecache import NodeCache
@@ -56,7 +56,6 @@ class Part(NamedTuple):
     samples: list[tuple[int, bytes]]
 
 
-Memory = Callable[[int], Waveform]
 Sample = TypeVar("Sample", covariant=True)
 
 

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -105,30 +106,31 @@ def test_a_run_loses_its_data_process_its_driver_amid_a_checkpoint_and_its_store
     assert fingerprint(run) == fingerprint(undisturbed)
 
 
-def test_a_job_that_still_waits_for_its_workers_ends_at_once_when_told_to(
-    material: Material, bucket_url: str, ray_cluster: RayHead
-) -> None:
+@pytest.fixture
+def waiting(material: Material, bucket_url: str, ray_cluster: RayHead) -> Iterator[Driver]:
+    """A driver that waits for more workers than the cluster has room for."""
     words = settings(material, bucket_url, "fusion.name=cnn", "scale.cpus_per_worker=3")
     with Driver(words, ray_cluster.env) as driver:
         driver.wait_for("waiting until the cluster has 6 CPUs for 2 workers; it has 4")
-        driver.process.send_signal(signal.SIGTERM)
-        assert driver.finish(LONGEST_STOP_S) == 128 + signal.SIGTERM, driver.output
-    assert "nothing was saved yet" in driver.output
+        yield driver
+
+
+def test_a_job_that_still_waits_for_its_workers_ends_at_once_when_told_to(waiting: Driver) -> None:
+    waiting.process.send_signal(signal.SIGTERM)
+    assert waiting.finish(LONGEST_STOP_S) == 128 + signal.SIGTERM, waiting.output
+    assert "nothing was saved yet" in waiting.output
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_driver_that_loses_what_workers_report_to_ends_at_once_and_says_so(
-    material: Material, bucket_url: str, ray_cluster: RayHead
+    waiting: Driver, ray_cluster: RayHead
 ) -> None:
-    words = settings(material, bucket_url, "fusion.name=cnn", "scale.cpus_per_worker=3")
-    with Driver(words, ray_cluster.env) as driver:
-        driver.wait_for("waiting until the cluster has 6 CPUs for 2 workers; it has 4")
-        driver.wait_until(lambda: actors(ray_cluster.address, "ray::Monitor") != [])
-        (monitor,) = actors(ray_cluster.address, "ray::Monitor")
-        os.kill(monitor, signal.SIGKILL)
-        assert driver.finish(within_s=120) == 1, driver.output
-    assert "the run was lost: the process on this node that workers report to has ended" in driver.output
-    assert "Traceback" not in driver.output
+    waiting.wait_until(lambda: actors(ray_cluster.address, "ray::Monitor") != [])
+    (monitor,) = actors(ray_cluster.address, "ray::Monitor")
+    os.kill(monitor, signal.SIGKILL)
+    assert waiting.finish(within_s=120) == 1, waiting.output
+    assert "the run was lost: the process on this node that workers report to has ended" in waiting.output
+    assert "Traceback" not in waiting.output
 
 
 class Watcher(Listener):
