@@ -26,7 +26,8 @@ FOLDER = Path(".demo")
 JOB = "jobs/demo.yaml"
 DESCRIPTION = (
     "Everything on this machine: an S3 server and a Ray cluster on loopback, a spoken corpus, shards, training, "
-    f"evaluation, prediction. What is done is kept in {FOLDER}. The settings of the training are those of {JOB}."
+    f"evaluation, prediction. What is done is kept in {FOLDER}. The settings of the training are those of {JOB}, in "
+    "float32 on a CPU that only emulates bf16."
 )
 CPUS = 4  # logical: the workers are small, and scale.num_workers=4 shall fit on a laptop too
 
@@ -35,6 +36,12 @@ CPUS = 4  # logical: the workers are small, and scale.num_workers=4 shall fit on
 def main() -> int:
     """Run the demo; `key=value` words go to the training job."""
     words = Parser("local.demo", DESCRIPTION, takes_file=False).parse_args().words
+    import torch  # seconds that `--help` need not wait for
+
+    from parrot_dist.training.precision import emulated
+
+    if emulated("bf16", torch.device("cpu")):
+        words = ["optim.precision=float32", *words]  # before those of the person, who may know better
     settings = configuration.load(JOB, words)
     exit_on_sigterm()
     began = time.monotonic()

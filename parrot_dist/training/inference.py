@@ -18,11 +18,14 @@ from parrot_dist.data.stream import RankStream, Skipped, Source, Utterance, iter
 from parrot_dist.encoders import Activation
 from parrot_dist.errors import UserError
 from parrot_dist.training.model import Inputs
+from parrot_dist.training.precision import autocast
 from parrot_dist.training.task import Task
 
 Item = Utterance | Kept
 
-PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+class Stopped(Exception):  # noqa: N818  not an error: somebody asked for it
+    """The run was asked to stop, and has saved what it had."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,6 @@ class Place:
         parts: list[Any] = [None] * self.world_size
         dist.all_gather_object(parts, part)
         return parts
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The mixed precision that `optim.precision` names."""
-    return torch.autocast(device.type, PRECISION.get(precision), enabled=precision in PRECISION)
 
 
 @dataclass(frozen=True)
@@ -136,19 +134,27 @@ def infer(
     place: Place,
     compute: Callable[[Inputs, list[int]], Tensor],
     precision: str | None = None,
+    stop_wanted: Callable[[], bool] = lambda: False,
 ) -> tuple[Rows, np.ndarray, list[Skipped]]:
     """`compute` over every one of `rows` once, in global batches; the same result on every rank.
 
     Args:
         compute: (inputs of this rank's rows, number of rows of every rank) -> (b, F) of this rank, under autocast.
         precision: of the autocast, if not that of training.
+        stop_wanted: asked before each batch, on every rank.
 
     Returns:
         The rows that could be read, ascending, (n,); what was computed for them, (n, F) float32; and the others.
+
+    Raises:
+        Stopped: on all ranks, as `stop_wanted` on one of them.
     """
     numbers, values, broken = [], [], []
     for batch in open_stream(task, feeds, task.evaluation_plan(rows), place):
-        sizes = place.exchange([len(batch.rows)])[:, 0].tolist()
+        counts, stops = place.exchange([len(batch.rows), stop_wanted()]).T
+        if stops.any():
+            raise Stopped
+        sizes: list[int] = counts.tolist()
         broken += batch.skipped
         if sum(sizes) == 0:
             continue

@@ -24,26 +24,26 @@ from parrot_dist.reporting.metrics import DIGITS, score
 from parrot_dist.training import checkpoint
 from parrot_dist.training.checkpoint import Found, Manifest, Writer, unfenced
 from parrot_dist.training.clock import Clock
-from parrot_dist.training.inference import Batch, Item, Place, autocast, infer, open_stream
+from parrot_dist.training.inference import Batch, Item, Place, Stopped, infer, open_stream
 from parrot_dist.training.model import (
     CONFIG_PART,
     REFERENCE_PART,
-    Inputs,
     ParrotModel,
     build_model,
     describe_encoders,
     pinned,
 )
-from parrot_dist.training.monitor import Listener, Stopped
+from parrot_dist.training.monitor import Listener
 from parrot_dist.training.optimizer import build_optimizer
 from parrot_dist.training.parallel import next_or_error, rehearse, wrap
+from parrot_dist.training.precision import autocast, emulated
 from parrot_dist.training.prefix import open_feeds
 from parrot_dist.training.reference import dump_reference, fit_reference
 from parrot_dist.training.snapshot import State, dump_parts, restore
 from parrot_dist.training.task import Task, open_task
 
 NON_FINITE_SHARE = 0.1  # of an epoch's steps: a run that leaves out more is not the one that was asked for
-STEP_REPORT_SECONDS = 0.25  # often enough for a bar, too seldom to load the monitor
+STEP_REPORT_SECONDS = 0.5  # as often as the driver looks
 
 
 def train_rank(
@@ -72,6 +72,9 @@ def train_rank(
     if place.rank == 0:
         step, url = (found.manifest.step, found.url) if found else (0, None)
         reporter.put("start", run=config.run_url, workers=place.world_size, step=step, checkpoint=url)
+        if emulated(config.optim.precision, place.device):
+            slow = f"optim.precision: this {place.device.type} only emulates bf16; float32 or, on a GPU, fp16 is faster"
+            reporter.put("warning", text=slow)
     feed = partial(open_feeds, task, model, place, reporter)
     Loop(task, model, feed, place, reporter, on_epoch, fence).run(found)
 
@@ -224,15 +227,10 @@ class Loop:
         self.writer.wait()
         raise Stopped
 
-    def _look_up(self) -> None:
-        """Between two batches that are not trained on: show that this rank gets on.
-
-        Raises:
-            Stopped: the driver asked for it, on all ranks.
-        """
+    def _look_up(self, heed: bool = True) -> bool:
+        """Show that this rank gets on; and whether the driver asks to stop, where that is to be heeded."""
         self.reporter.at(self.state.step)
-        if self.place.exchange([self.place.rank == 0 and self.reporter.stop_wanted()]).any():
-            raise Stopped
+        return heed and self.place.rank == 0 and self.reporter.stop_wanted()
 
     def _name(self, skipped: list[Skipped]) -> None:
         """Tell of samples that cannot be read, of each once."""
@@ -322,16 +320,18 @@ class Loop:
                 self.reporter.put("epoch", **asdict(record))
             self.on_epoch(record)
 
-    def _judge(self, inputs: Inputs, sizes: list[int]) -> Tensor:
-        self._look_up()
-        logits: Tensor = self.model(inputs, None, sizes)
-        return logits
-
     def _validate(self) -> EpochRecord | None:
         """What the epoch came to; None if the driver asked to stop."""
         self.model.eval()
         try:
-            rows, logits, skipped = infer(self.task, self.feeds, self.task.parts.validation, self.place, self._judge)
+            rows, logits, skipped = infer(
+                self.task,
+                self.feeds,
+                self.task.parts.validation,
+                self.place,
+                lambda inputs, sizes: self.model(inputs, None, sizes),
+                stop_wanted=self._look_up,
+            )
         except Stopped:
             return None
         self._name(skipped if self.place.rank == 0 else [])
@@ -376,14 +376,14 @@ class Loop:
             self._write(score, reference)
         if hurry or stopped:
             self.writer.wait()
-            reference = self._fit_reference(lambda: self.reporter.at(self.state.step))
+            reference = self._fit_reference(partial(self._look_up, heed=False))
             if self.place.rank == 0 and reference is not None:
                 self.writer.add(REFERENCE_PART, dump_reference(reference))
         if stopped:
             raise Stopped
 
-    def _fit_reference(self, look_up: Callable[[], None]) -> Reference | None:
-        return fit_reference(self.task, self.feeds, self.model, self.place, look_up)
+    def _fit_reference(self, stop_wanted: Callable[[], bool]) -> Reference | None:
+        return fit_reference(self.task, self.feeds, self.model, self.place, stop_wanted)
 
     def _write(self, score: float | None, reference: Reference | None) -> None:
         manifest = Manifest(

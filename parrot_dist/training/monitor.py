@@ -15,7 +15,7 @@ from ray.exceptions import ActorUnavailableError, RayError
 from parrot_dist.reporting.view import Kind
 from parrot_dist.training.pulse import Beat, Heart, Pulse, Suspect, feel, suspects
 
-ASK_SECONDS = 0.25  # between two questions whether the run shall stop
+ASK_SECONDS = 0.5  # between two questions whether the run shall stop
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,6 @@ class Event:
 
     kind: Kind
     data: dict[str, Any]
-
-
-class Stopped(Exception):  # noqa: N818  not an error: somebody asked for it
-    """The run was asked to stop, and has saved what it had."""
 
 
 class Listener(Protocol):

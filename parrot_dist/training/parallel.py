@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from parrot_dist.errors import Unreachable, UserError
-from parrot_dist.training.inference import Batch, Place, autocast
+from parrot_dist.training.inference import Batch, Place
 from parrot_dist.training.model import ParrotModel
+from parrot_dist.training.precision import autocast
 
 
 def wrap(model: ParrotModel, place: Place) -> nn.Module:

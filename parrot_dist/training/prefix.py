@@ -13,9 +13,10 @@ from parrot_dist import storage
 from parrot_dist.data.frozen import FrozenCorpus, has_part, missing_parts, part_rows, write_part
 from parrot_dist.data.stream import Skipped, Source, Utterance
 from parrot_dist.encoders import Activation, Encoder
-from parrot_dist.training.inference import Item, Place, autocast
+from parrot_dist.training.inference import Item, Place, Stopped
 from parrot_dist.training.model import ParrotModel
-from parrot_dist.training.monitor import Listener, Stopped
+from parrot_dist.training.monitor import Listener
+from parrot_dist.training.precision import autocast
 from parrot_dist.training.task import Task
 
 FORMAT = 1  # raise it when an encoder computes something else than before, or a record changes its form

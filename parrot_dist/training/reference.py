@@ -16,12 +16,13 @@ from parrot_dist.training.task import Task
 
 
 def fit_reference(
-    task: Task, feeds: Mapping[str, Source[Item]], model: ParrotModel, place: Place, look_up: Callable[[], None]
+    task: Task, feeds: Mapping[str, Source[Item]], model: ParrotModel, place: Place, stop_wanted: Callable[[], bool]
 ) -> Reference | None:
     """The reference of `model` as it is now, from `fusion.reference_rows` training utterances, as many of each class
     as there are. None for a head that transports nothing, and on all ranks but the first. Changes nothing in `model`.
 
-    `look_up` is called before each batch, on all ranks, and may raise.
+    Raises:
+        Stopped: `stop_wanted`, see `infer`.
     """
     head, fusion = model.head, task.config.fusion
     if not isinstance(head, PairHead) or not head.needs_reference:
@@ -30,12 +31,11 @@ def fit_reference(
     rows = train[pick_reference(task.labels[train], fusion.reference_rows, task.config.seed)]
 
     def both(inputs: Inputs, _: list[int]) -> Tensor:
-        look_up()
         return torch.cat(head.rows(*model.embed(inputs)), 1)
 
     training = model.training
     model.eval()
-    _, values, _ = infer(task, feeds, rows, place, both)
+    _, values, _ = infer(task, feeds, rows, place, both, stop_wanted=stop_wanted)
     model.train(training)
     if place.rank != 0:
         return None

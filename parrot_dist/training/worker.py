@@ -13,10 +13,10 @@ from parrot_dist import configuration
 from parrot_dist.config import Config
 from parrot_dist.errors import Unreachable, UserError
 from parrot_dist.reporting.history import EpochRecord
-from parrot_dist.training.inference import Place
+from parrot_dist.training.inference import Place, Stopped
 from parrot_dist.training.lease import Claim
 from parrot_dist.training.loop import train_rank
-from parrot_dist.training.monitor import LogToReporter, Reporter, Stopped
+from parrot_dist.training.monitor import LogToReporter, Reporter
 from parrot_dist.training.pulse import Heart
 
 

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from parrot_dist import configuration
 from parrot_dist.config import Config
 from parrot_dist.local.encoders import write_all
+from parrot_dist.training.precision import emulated
 
 SPOKEN = Path(".demo/spoken")  # shared with `make demo`
 CLASSES = ("anger", "disgust", "fear", "happiness", "neutral", "sadness")
@@ -27,7 +30,7 @@ def run(module: str, *arguments: str) -> None:
 
 
 def job(folder: Path, sources: dict[str, str], *words: str) -> Config:
-    """The demo's job on this material, one worker, no block unfrozen."""
+    """The demo's job on this material, one worker, no block unfrozen; float32 on a CPU that only emulates bf16."""
     return configuration.load(
         None,
         [
@@ -40,6 +43,7 @@ def job(folder: Path, sources: dict[str, str], *words: str) -> Config:
             f"encoders.attention.source={sources['H']}",
             "fusion.reference_rows=192",
             "scale.num_workers=1",
+            f"optim.precision={'float32' if emulated('bf16', torch.device('cpu')) else 'bf16'}",
             *words,
         ],
     )

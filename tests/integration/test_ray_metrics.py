@@ -46,10 +46,13 @@ def test_a_running_job_is_on_rays_metrics_endpoint_and_speaks_json(
         driver.process.send_signal(signal.SIGTERM)
         assert driver.finish() == 128 + signal.SIGTERM, driver.output
     events = [json.loads(line) for line in driver.output.splitlines()]
-    assert {event["event"] for event in events} == {"start", "message", "epoch", "checkpoint", "end"}
+    kinds = {event["event"] for event in events} - {"warning"}  # of a CPU that only emulates bf16
+    assert kinds == {"start", "message", "epoch", "checkpoint", "end"}
     assert events[0] == {"event": "start", "run": f"{bucket_url}/run", "workers": 2, "step": 0, "checkpoint": None}
     assert any("selective scan: PyTorch" in event.get("text", "") for event in events)
-    assert (events[-1]["how"], events[-1]["newest"]) == ("stopped", events[-2]["url"])
+    # A stop at the very end of an epoch tells of the epoch after its checkpoint.
+    newest = [event["url"] for event in events if event["event"] == "checkpoint"][-1]
+    assert (events[-1]["how"], events[-1]["newest"]) == ("stopped", newest)
 
 
 def metrics(head: RayHead) -> str:

@@ -19,10 +19,9 @@ from parrot_dist.errors import UserError
 from parrot_dist.local.encoders import write_random_encoders
 from parrot_dist.training import checkpoint
 from parrot_dist.training.evaluation import evaluate
-from parrot_dist.training.inference import Place
+from parrot_dist.training.inference import Place, Stopped
 from parrot_dist.training.loop import train_rank
 from parrot_dist.training.model import MODEL_PART, REFERENCE_PART, ParrotModel, load_checkpoint
-from parrot_dist.training.monitor import Stopped
 from parrot_dist.training.reference import fit_reference
 from parrot_dist.training.snapshot import read_state
 from parrot_dist.training.task import open_task
@@ -183,7 +182,7 @@ def test_reference_rows_within_an_epoch_are_those_of_the_parameters_beside_them(
     assert [one.manifest.step for one in found] == [2, 3]
     for one in found:
         _, model, kept = load_checkpoint(one)
-        fresh = fit_reference(task, dict.fromkeys(model.encoders, task.corpus), model, Place(), lambda: None)
+        fresh = fit_reference(task, dict.fromkeys(model.encoders, task.corpus), model, Place(), lambda: False)
         assert kept is not None
         assert fresh is not None
         for name, tensor in fresh.to_tensors().items():

@@ -15,10 +15,11 @@ from parrot_dist import Predictor, configuration
 from parrot_dist.config import Config
 from parrot_dist.errors import UserError
 from parrot_dist.local.encoders import write_all, write_random_encoders
-from parrot_dist.training.inference import Place, autocast
+from parrot_dist.training.inference import Place
 from parrot_dist.training.model import Inputs, ParrotModel, build_model, dump_trained, load_trained
 from parrot_dist.training.optimizer import build_optimizer
 from parrot_dist.training.parallel import wrap
+from parrot_dist.training.precision import autocast
 from tests import jobs
 from tests.corpus import tone
 from tests.hub import fetched, offline
