@@ -34,7 +34,7 @@ from parrot_dist.training.loop import train_rank
 from tests.benchmarks.spoken import job, make_material
 from tests.ranks import Listener
 
-ROUNDS = 2
+ROUNDS = 3
 EPOCHS = 3  # the first does not count
 BATCH, SHARE = 32, 16  # utterances: of all workers where they share one batch; of each where the batch grows with them
 EVERY_STEPS = 4

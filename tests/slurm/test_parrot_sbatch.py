@@ -11,6 +11,7 @@ from textwrap import dedent
 import pytest
 
 from tests.slurm.lab import Job, Lab
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(600)
 EPOCHS, STEPS = 3, 18  # long enough to be disturbed twice
@@ -136,6 +137,25 @@ def test_a_job_beside_another_ends_with_the_place_of_its_checkpoint(undisturbed:
     assert "starting on 2 workers" in undisturbed.output
     assert f"newest checkpoint: {RUNS}/undisturbed/checkpoints/step-{STEPS:08d}\n" in undisturbed.output
     assert not scratch_of(undisturbed)
+
+
+def test_a_job_goes_on_exactly_when_the_node_of_its_head_and_its_driver_loses_power(
+    lab: Lab, words: list[str], undisturbed: Job
+) -> None:
+    options = ("--nodes=2", "--cpus-per-task=2")
+    apart = ("scale.placement=SPREAD", "scale.cpus_per_worker=1", f"data.split.fold={FOLD}")
+    assert undisturbed.wait_for_end() == ("COMPLETED", "0:0")  # it is on that node too
+    job = lab.submit(*words, *apart, "name=headless", options=options)
+    job.wait_for(lambda: f"epoch 2/{EPOCHS}  step" in job.output)
+    assert job.nodes_of_workers() == ["n1", "n2"]
+    lab.crash("n1")
+    job.wait_for(lambda: job.facts["Restarts"] == "1" and job.state == "PENDING")
+    wait_until(lambda: not job.nodes_of_workers())  # the other worker does not outlive the job
+    lab.boot("n1")
+    assert job.wait_for_end() == ("COMPLETED", "0:0"), job.output
+    assert re.search(r"going on from step \d+", job.output)
+    one, other = python(lab, FINGERPRINTS, f"{RUNS}/undisturbed", f"{RUNS}/headless")
+    assert one == other
 
 
 def test_everything_runs_in_the_container(lab: Lab, disturbed: Job) -> None:
