@@ -112,7 +112,7 @@ class Driver:
             self.finish()
             raise AssertionError(f"the run ended before:\n{self.output}")
 
-    def finish(self, within_s: float = 250) -> int:
+    def finish(self, within_s: float = 500) -> int:
         """Read the output to its end; the exit code. It is killed if it has not ended after so many seconds."""
         assert self.process.stdout is not None
         timer = threading.Timer(within_s, self.process.kill)

@@ -77,7 +77,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 def job(material: Material, shards: str, output: Path, *words: str) -> Config:
-    short = (f"data.shards={shards}", f"data.max_seconds={MAX_SECONDS}", "optim.epochs=1")
+    short = (f"data.shards={shards}", f"data.max_seconds={MAX_SECONDS}", "optim.epochs=1", "optim.precision=float32")
     return configuration.load(None, settings(material, str(output), *short, *words))
 
 
