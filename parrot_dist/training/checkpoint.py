@@ -262,10 +262,10 @@ class Writer:
         if self._pending is not None:
             futures.wait([self._pending], seconds)
 
-    def add(self, name: str, data: bytes) -> None:
-        """Add a part to what was given to `save` last, once that is complete."""
+    def add(self, name: str, data: bytes, url: str | None = None) -> None:
+        """Add a part to the complete checkpoint at `url`, or to what was given to `save` last once it is complete."""
         self.wait()
-        add_part(self._url, name, data, self._fence)
+        add_part(url or self._url, name, data, self._fence)
 
     def _save(self, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
         self._url = save(self._run_url, manifest, parts, self._fence)

@@ -31,6 +31,7 @@ from parrot_dist.training.model import (
     ParrotModel,
     build_model,
     describe_encoders,
+    lacks_reference,
     pinned,
 )
 from parrot_dist.training.monitor import Listener
@@ -129,6 +130,10 @@ class Loop:
             self.state = restore(found, self.model, self.optimizer, self.scaler)
             self.saved = found.manifest.step
         entered, at_last = None, self._due(self.config.optim.epochs)
+        if found is not None and lacks_reference(found, self.model):
+            entered = self._due(found.manifest.last_epoch)
+            self._enter(entered)
+            self._add_reference(self._look_up, found.url)
         if at_last != self._due(self.state.epoch):  # what is wrong with it shall show now, and not when it is due
             self._choose(at_last)
             rehearse(self.network, self.model, self.place, self.config.optim.precision)
@@ -376,11 +381,15 @@ class Loop:
             self._write(score, reference)
         if hurry or stopped:
             self.writer.wait()
-            reference = self._fit_reference(partial(self._look_up, heed=False))
-            if self.place.rank == 0 and reference is not None:
-                self.writer.add(REFERENCE_PART, dump_reference(reference))
+            self._add_reference(partial(self._look_up, heed=False))
         if stopped:
             raise Stopped
+
+    def _add_reference(self, stop_wanted: Callable[[], bool], url: str | None = None) -> None:
+        """Add the reference rows to the complete checkpoint at `url`, or to what is being saved."""
+        reference = self._fit_reference(stop_wanted)
+        if self.place.rank == 0 and reference is not None:
+            self.writer.add(REFERENCE_PART, dump_reference(reference), url)
 
     def _fit_reference(self, stop_wanted: Callable[[], bool]) -> Reference | None:
         return fit_reference(self.task, self.feeds, self.model, self.place, stop_wanted)

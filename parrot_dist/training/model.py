@@ -177,6 +177,11 @@ def load_checkpoint(found: Found) -> tuple[Config, ParrotModel, Reference | None
     return config, model.eval(), reference
 
 
+def lacks_reference(found: Found, model: ParrotModel) -> bool:
+    """Whether a checkpoint is without the reference rows that its head needs: its run was killed in its end."""
+    return model.head.needs_reference and REFERENCE_PART not in found.manifest.files
+
+
 def require_reference(found: Found, model: ParrotModel, reference: Reference | None) -> None:
     """Check that a checkpoint can predict utterances on their own.
 

@@ -9,7 +9,7 @@ from parrot_dist.reporting import tracking
 from parrot_dist.reporting.provenance import record_start
 from parrot_dist.reporting.view import View
 from parrot_dist.training import checkpoint
-from parrot_dist.training.model import CONFIG_PART, build_model, check_encoders, pinned
+from parrot_dist.training.model import CONFIG_PART, build_model, check_encoders, lacks_reference, pinned
 from parrot_dist.training.task import check_corpus, check_task, open_task
 
 
@@ -39,7 +39,8 @@ def prepare(config: Config, view: View) -> bool:
         check_encoders(model, newest)
         # An early stop is final as long as nobody asks for more.
         same = (earlier.optim.epochs, earlier.optim.patience) == (config.optim.epochs, config.optim.patience)
-        if newest.manifest.finished and (same or newest.manifest.epoch >= config.optim.epochs):
+        whole = newest.manifest.finished and not lacks_reference(newest, model)
+        if whole and (same or newest.manifest.epoch >= config.optim.epochs):
             complete = f"{config.run_url} is complete after {newest.manifest.epoch} epochs; nothing to do"
             view.show("message", text=complete)
             show_end(view, config, "finished")

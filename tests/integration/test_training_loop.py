@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -12,16 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 
 from parrot_dist import configuration
 from parrot_dist.config import Config
 from parrot_dist.errors import UserError
 from parrot_dist.local.encoders import write_random_encoders
+from parrot_dist.reporting.view import JsonLines
 from parrot_dist.training import checkpoint
 from parrot_dist.training.evaluation import evaluate
 from parrot_dist.training.inference import Place, Stopped
 from parrot_dist.training.loop import train_rank
 from parrot_dist.training.model import MODEL_PART, REFERENCE_PART, ParrotModel, load_checkpoint
+from parrot_dist.training.prepare import prepare
 from parrot_dist.training.reference import fit_reference
 from parrot_dist.training.snapshot import read_state
 from parrot_dist.training.task import open_task
@@ -197,6 +201,29 @@ def test_a_stop_between_two_epochs_keeps_what_the_first_one_saved(ground: Path, 
     assert (found.manifest.epoch, found.manifest.epoch_step) == (1, 0)
     assert found.manifest.score is not None
     assert REFERENCE_PART in found.manifest.files
+
+
+@pytest.mark.parametrize("stop_at", [None, STEPS + 4, STEPS + 13])  # its end; the ends of an epoch and of a step
+def test_reference_rows_that_a_kill_kept_from_a_checkpoint_are_added_when_the_run_goes_on(
+    ground: Path, tmp_path: Path, stop_at: int | None
+) -> None:
+    settings = job(ground, tmp_path, "checkpoint.every_steps=2")
+    train(settings, 1, tmp_path, stop_at)
+    whole = checkpoint.newest(settings.run_url)
+    kept = checkpoint.read_part(whole, REFERENCE_PART)
+    manifest = json.loads(Path(whole.url, "manifest.json").read_text())
+    del manifest["files"][REFERENCE_PART]
+    Path(whole.url, "manifest.json").write_text(json.dumps(manifest))
+    Path(whole.url, REFERENCE_PART).unlink()
+    assert prepare(settings, JsonLines())
+    # Asked twice while the rows are computed, and then before the next step.
+    assert train(settings, 2, tmp_path, stop_at=2 if stop_at else None)[0] == ("stopped" if stop_at else "finished")
+    found = checkpoint.newest(settings.run_url)
+    assert found.manifest.step == whole.manifest.step
+    theirs, ours = (load(part) for part in (kept, checkpoint.read_part(found, REFERENCE_PART)))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)
+    assert prepare(settings, JsonLines()) == bool(stop_at)
 
 
 def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_to_the_same_bits(
