@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -15,7 +16,7 @@ from parrot_dist import configuration, storage
 from parrot_dist.local.cluster import client_environment
 from parrot_dist.local.encoders import write_random_encoders
 from parrot_dist.training import checkpoint
-from parrot_dist.training.checkpoint import Found
+from parrot_dist.training.checkpoint import MANIFEST, Found
 from parrot_dist.training.inference import Place
 from parrot_dist.training.loop import train_rank
 from parrot_dist.training.model import MODEL_PART, REFERENCE_PART
@@ -57,6 +58,14 @@ def settings(material: Material, output: str, *words: str) -> list[str]:
         "fusion.reference_rows=16",
         *words,
     ]
+
+
+def drop_reference(folder: Path) -> None:
+    """Take the reference rows from a checkpoint on local disk, as if its run had been killed before it added them."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["files"][REFERENCE_PART]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    (folder / REFERENCE_PART).unlink()
 
 
 def train_here(words: list[str]) -> str:

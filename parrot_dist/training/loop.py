@@ -130,13 +130,13 @@ class Loop:
             self.state = restore(found, self.model, self.optimizer, self.scaler)
             self.saved = found.manifest.step
         entered, at_last = None, self._due(self.config.optim.epochs)
+        if at_last != self._due(self.state.epoch):  # what is wrong with it shall show now, and not when it is due
+            self._choose(at_last)
+            rehearse(self.network, self.model, self.place, self.config.optim.precision)
         if found is not None and lacks_reference(found, self.model):
             entered = self._due(found.manifest.last_epoch)
             self._enter(entered)
             self._add_reference(self._look_up, found.url)
-        if at_last != self._due(self.state.epoch):  # what is wrong with it shall show now, and not when it is due
-            self._choose(at_last)
-            rehearse(self.network, self.model, self.place, self.config.optim.precision)
         while not self.finished:
             unfrozen = self._due(self.state.epoch)
             if unfrozen != entered:

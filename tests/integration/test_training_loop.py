@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -30,6 +29,7 @@ from parrot_dist.training.reference import fit_reference
 from parrot_dist.training.snapshot import read_state
 from parrot_dist.training.task import open_task
 from tests.corpus import CLASSES, write_corpus
+from tests.jobs import drop_reference
 from tests.ranks import Listener, distance, train, trained_parameters
 
 
@@ -211,10 +211,7 @@ def test_reference_rows_that_a_kill_kept_from_a_checkpoint_are_added_when_the_ru
     train(settings, 1, tmp_path, stop_at)
     whole = checkpoint.newest(settings.run_url)
     kept = checkpoint.read_part(whole, REFERENCE_PART)
-    manifest = json.loads(Path(whole.url, "manifest.json").read_text())
-    del manifest["files"][REFERENCE_PART]
-    Path(whole.url, "manifest.json").write_text(json.dumps(manifest))
-    Path(whole.url, REFERENCE_PART).unlink()
+    drop_reference(Path(whole.url))
     assert prepare(settings, JsonLines())
     # Asked twice while the rows are computed, and then before the next step.
     assert train(settings, 2, tmp_path, stop_at=2 if stop_at else None)[0] == ("stopped" if stop_at else "finished")

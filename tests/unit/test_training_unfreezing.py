@@ -27,7 +27,7 @@ from parrot_dist.training.snapshot import read_state
 from parrot_dist.training.task import open_task
 from tests import ranks
 from tests.corpus import tone
-from tests.jobs import Material, fingerprint, settings, train_here
+from tests.jobs import Material, drop_reference, fingerprint, settings, train_here
 
 STEPS = 6  # of an epoch of `settings`
 LATE = (
@@ -125,12 +125,15 @@ def test_what_feeds_the_encoders_follows_and_no_rank_counts_as_hanging_meanwhile
     assert following == [0, STEPS, 2 * STEPS]
 
 
+@pytest.mark.parametrize("amid_a_stop", [False, True])
 @pytest.mark.parametrize("step", [4, STEPS, STEPS + 1, 2 * STEPS, 2 * STEPS + 3])
 def test_a_run_lost_at_any_step_ends_with_the_same_bits(
-    whole: Whole, local_material: Material, tmp_path: Path, step: int
+    whole: Whole, local_material: Material, tmp_path: Path, step: int, amid_a_stop: bool
 ) -> None:
     saved = f"checkpoints/step-{step:08d}"
     shutil.copytree(whole.run / saved, tmp_path / "runs/run" / saved)
+    if amid_a_stop:
+        drop_reference(tmp_path / "runs/run" / saved)
     run = train_here(job(local_material, tmp_path))
     assert fingerprint(run) == fingerprint(str(whole.run))
 
