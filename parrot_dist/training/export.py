@@ -54,7 +54,7 @@ def write_export(url: str, out: str) -> Found:
         raise UserError(f"{out}: holds something already; an export goes to an empty place")
     found = checkpoint.locate(url)
     config, model, reference = load_checkpoint(found)
-    require_reference(found, model, reference)
+    require_reference(found, model)
     card = model_card(found, config, model)
     files = _model_files(model)
     if reference is not None:

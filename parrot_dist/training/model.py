@@ -182,13 +182,13 @@ def lacks_reference(found: Found, model: ParrotModel) -> bool:
     return model.head.needs_reference and REFERENCE_PART not in found.manifest.files
 
 
-def require_reference(found: Found, model: ParrotModel, reference: Reference | None) -> None:
+def require_reference(found: Found, model: ParrotModel) -> None:
     """Check that a checkpoint can predict utterances on their own.
 
     Raises:
         UserError: its head transports, and it has no rows to transport to.
     """
-    if model.head.needs_reference and reference is None:
+    if lacks_reference(found, model):
         raise UserError(
             f"{found.url}: without reference rows, since its run was killed before it had added them; let the run go "
             "on, or take another checkpoint"

@@ -69,7 +69,7 @@ class Predictor:
             else:
                 found = checkpoint.locate(url)
                 config, model, reference = load_checkpoint(found)
-                require_reference(found, model, reference)
+                require_reference(found, model)
         device = Place.alone().device if device is None else device
         return cls(
             model.to(device),

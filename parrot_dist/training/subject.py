@@ -43,7 +43,7 @@ def open_subject(url: str, transport: str | None, shards: str | None = None) -> 
     found = checkpoint.locate(url)
     config, model, reference = load_checkpoint(found)
     if transport == "reference":
-        require_reference(found, model, reference)
+        require_reference(found, model)
     task = open_task(replace(config, data=replace(config.data, shards=shards or config.data.shards)))
     check_corpus(task, found)
     mode = PLAIN if not model.head.needs_reference else REFERENCE if transport == "reference" else BATCH
