@@ -40,8 +40,11 @@ CURVES: dict[str, dict[str, str]] = {
         "uar": "validation/uar",
         "macro_f1": "validation/macro_f1",
     },
+    "checkpoint": {"stall": "checkpoint/stall"},
 }
-"""Event -> its field -> the curve; units are those of `EpochRecord`."""
+"""Event -> its field -> the curve, in units of `EpochRecord` or seconds. Trackers are not told of a checkpoint's:
+one may be saved again where a run goes on, and its point would come twice.
+"""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ start       run, workers, step (0: from the beginning), checkpoint (URL or None)
 fill        branch, done, parts: of the work of frozen layers
 step        epoch, step, steps, loss, rate, data_wait, marginal_error: within an epoch
 epoch       the fields of `EpochRecord`
-checkpoint  step, url: it is complete
+checkpoint  step, url: it is complete; stall: seconds that training stood still for it,
+            what goes on in the background not included
 message     text
 warning     text that a person may want to act on
 end         how (finished, stopped, lost or failed), why, newest, best (URLs or None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -228,7 +229,7 @@ def retain(run_url: str, keep: int, step: int, fence: Callable[[], None] = unfen
 
 
 class Writer:
-    """Saves checkpoints in the background, one at a time, so that training goes on during the upload."""
+    """Makes and saves checkpoints in the background, one at a time, so that training goes on meanwhile."""
 
     def __init__(
         self,
@@ -237,7 +238,7 @@ class Writer:
         tell: Callable[..., None] = lambda **_: None,
         fence: Callable[[], None] = unfenced,
     ) -> None:
-        """`tell` is called with `step` and `url` of every checkpoint that is complete, in another thread.
+        """`tell` is called with `step`, `url` and `stall` of every checkpoint that is complete, in another thread.
 
         `fence`: see `save`.
         """
@@ -246,10 +247,13 @@ class Writer:
         self._pending: Future[None] | None = None
         self._url = ""  # of the newest complete one
 
-    def save(self, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
-        """Start saving; first waits for the one before, and raises what went wrong with it."""
+    def save(self, manifest: Manifest, dump: Callable[[], Mapping[str, bytes]], began: float) -> None:
+        """Start saving the parts that `dump` gives; first waits for the one before, and raises what went wrong with it.
+
+        `began`: when training stopped for it (`time.perf_counter`); the seconds until this returns are its `stall`.
+        """
         self.wait()
-        self._pending = self._pool.submit(self._save, manifest, parts)
+        self._pending = self._pool.submit(self._save, manifest, dump, time.perf_counter() - began)
 
     def wait(self) -> None:
         """Return when what was given to `save` is complete on storage; raises what went wrong."""
@@ -267,9 +271,9 @@ class Writer:
         self.wait()
         add_part(url or self._url, name, data, self._fence)
 
-    def _save(self, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
-        self._url = save(self._run_url, manifest, parts, self._fence)
-        self._tell(step=manifest.step, url=self._url)
+    def _save(self, manifest: Manifest, dump: Callable[[], Mapping[str, bytes]], stall: float) -> None:
+        self._url = save(self._run_url, manifest, dump(), self._fence)
+        self._tell(step=manifest.step, url=self._url, stall=stall)
         retain(self._run_url, self._keep, manifest.step, self._fence)
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from parrot_dist.config import Config
 from parrot_dist.data.plan import EpochPlan
 from parrot_dist.data.stream import Skipped, Source
 from parrot_dist.errors import UserError
-from parrot_dist.fusion import Reference, row_keys
+from parrot_dist.fusion import row_keys
 from parrot_dist.reporting.history import EpochRecord
 from parrot_dist.reporting.metrics import DIGITS, score
 from parrot_dist.training import checkpoint
@@ -39,8 +39,8 @@ from parrot_dist.training.optimizer import build_optimizer
 from parrot_dist.training.parallel import next_or_error, rehearse, wrap
 from parrot_dist.training.precision import autocast, emulated
 from parrot_dist.training.prefix import open_feeds
-from parrot_dist.training.reference import dump_reference, fit_reference
-from parrot_dist.training.snapshot import State, dump_parts, restore
+from parrot_dist.training.reference import embed_reference, fit_and_dump
+from parrot_dist.training.snapshot import Snapshot, State, restore
 from parrot_dist.training.task import Task, open_task
 
 NON_FINITE_SHARE = 0.1  # of an epoch's steps: a run that leaves out more is not the one that was asked for
@@ -372,13 +372,14 @@ class Loop:
         if score is None and self.saved == self.state.step:
             return  # what is there is as good, and at an epoch's end better
         self.saved = self.state.step
-        reference, stopped = None, False
+        began = time.perf_counter()
+        rows, stopped = None, False
         try:
-            reference = None if hurry else self._fit_reference(self._look_up)
+            rows = None if hurry else self._embed_reference(self._look_up)
         except Stopped:
             stopped = True
         if self.place.rank == 0:
-            self._write(score, reference)
+            self._write(score, rows, began)
         if hurry or stopped:
             self.writer.wait()
             self._add_reference(partial(self._look_up, heed=False))
@@ -387,14 +388,14 @@ class Loop:
 
     def _add_reference(self, stop_wanted: Callable[[], bool], url: str | None = None) -> None:
         """Add the reference rows to the complete checkpoint at `url`, or to what is being saved."""
-        reference = self._fit_reference(stop_wanted)
-        if self.place.rank == 0 and reference is not None:
-            self.writer.add(REFERENCE_PART, dump_reference(reference), url)
+        rows = self._embed_reference(stop_wanted)
+        if rows is not None:
+            self.writer.add(REFERENCE_PART, fit_and_dump(rows, self.config.fusion), url)
 
-    def _fit_reference(self, stop_wanted: Callable[[], bool]) -> Reference | None:
-        return fit_reference(self.task, self.feeds, self.model, self.place, stop_wanted)
+    def _embed_reference(self, stop_wanted: Callable[[], bool]) -> tuple[Tensor, Tensor] | None:
+        return embed_reference(self.task, self.feeds, self.model, self.place, stop_wanted)
 
-    def _write(self, score: float | None, reference: Reference | None) -> None:
+    def _write(self, score: float | None, rows: tuple[Tensor, Tensor] | None, began: float) -> None:
         manifest = Manifest(
             step=self.state.step,
             epoch=self.state.epoch,
@@ -405,5 +406,11 @@ class Loop:
             encoders=describe_encoders(self.model),
             index_digest=self.task.index.digest,
         )
-        parts: dict[str, Any] = dump_parts(self.state, self.model, self.optimizer, self.scaler, reference)
-        self.writer.save(manifest, parts | {CONFIG_PART: self.config_part})
+        self.writer.wait()  # first, so that there is only one copy at a time
+        snapshot = Snapshot.take(self.state, self.model, self.optimizer, self.scaler)
+
+        def dump() -> dict[str, bytes]:
+            parts = snapshot.dump() | {CONFIG_PART: self.config_part}
+            return parts if rows is None else parts | {REFERENCE_PART: fit_and_dump(rows, self.config.fusion)}
+
+        self.writer.save(manifest, dump, began)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from parrot_dist.config import Fusion
 from parrot_dist.data.stream import Source
 from parrot_dist.fusion import PairHead, Reference, pick_reference
 from parrot_dist.training.inference import Item, Place, infer
@@ -15,11 +16,12 @@ from parrot_dist.training.model import Inputs, ParrotModel
 from parrot_dist.training.task import Task
 
 
-def fit_reference(
+def embed_reference(
     task: Task, feeds: Mapping[str, Source[Item]], model: ParrotModel, place: Place, stop_wanted: Callable[[], bool]
-) -> Reference | None:
-    """The reference of `model` as it is now, from `fusion.reference_rows` training utterances, as many of each class
-    as there are. None for a head that transports nothing, and on all ranks but the first. Changes nothing in `model`.
+) -> tuple[Tensor, Tensor] | None:
+    """The reference's rows R_p and R_q, each (n, 120), of `model` as it is now: `fusion.reference_rows` training
+    utterances, as many of each class as there are. None for a head that transports nothing, and on all ranks but the
+    first. Changes nothing in `model`.
 
     Raises:
         Stopped: `stop_wanted`, see `infer`.
@@ -40,9 +42,10 @@ def fit_reference(
     if place.rank != 0:
         return None
     R_p, R_q = torch.from_numpy(values).chunk(2, dim=1)
-    return Reference.fit(R_p.contiguous(), R_q.contiguous(), fusion.epsilon, fusion.cost)
+    return R_p.contiguous(), R_q.contiguous()
 
 
-def dump_reference(reference: Reference) -> bytes:
-    """`reference` as safetensors."""
-    return save_tensors({name: tensor.cpu().contiguous() for name, tensor in reference.to_tensors().items()})
+def fit_and_dump(rows: tuple[Tensor, Tensor], fusion: Fusion) -> bytes:
+    """The reference of these rows R_p and R_q, fitted now, as safetensors."""
+    reference = Reference.fit(*rows, fusion.epsilon, fusion.cost)
+    return save_tensors({name: tensor.contiguous() for name, tensor in reference.to_tensors().items()})

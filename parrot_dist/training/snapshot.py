@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from parrot_dist.errors import UserError
-from parrot_dist.fusion import Reference
 from parrot_dist.reporting import history
 from parrot_dist.reporting.history import EpochRecord
 from parrot_dist.training import checkpoint
 from parrot_dist.training.checkpoint import Found
-from parrot_dist.training.model import (
-    MODEL_PART,
-    REFERENCE_PART,
-    ParrotModel,
-    check_encoders,
-    dump_trained,
-    load_trained,
-)
-from parrot_dist.training.reference import dump_reference
+from parrot_dist.training.model import MODEL_PART, ParrotModel, check_encoders, load_trained
 
 STATE_PART = "state.pt"
 
@@ -71,20 +65,43 @@ class State:
         return cls(**plain | {"history": history.from_json(plain["history"])})
 
 
-def dump_parts(
-    state: State,
-    model: ParrotModel,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    reference: Reference | None,
-) -> dict[str, bytes]:
-    """The parts of a checkpoint but for its configuration."""
-    buffer = io.BytesIO()
-    torch.save({"state": state.to_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}, buffer)
-    parts = {MODEL_PART: dump_trained(model), STATE_PART: buffer.getvalue()}
-    if reference is not None:
-        parts[REFERENCE_PART] = dump_reference(reference)
-    return parts
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy on the CPU of what training changes, to be written while training goes on; it lasts for one `dump`.
+
+    Attributes:
+        trained: the trained parameters.
+        rest: content of the state part.
+    """
+
+    trained: dict[str, Tensor]
+    rest: dict[str, Any]
+
+    @classmethod
+    def take(
+        cls, state: State, model: ParrotModel, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    ) -> Snapshot:
+        """What is now."""
+        known = optimizer.state_dict()
+        known["state"] = {number: _copy(facts) for number, facts in known["state"].items()}
+        trained = {name: tensor.contiguous() for name, tensor in _copy(model.trained()).items()}
+        return cls(trained, {"state": state.to_dict(), "optimizer": known, "scaler": scaler.state_dict()})
+
+    def dump(self) -> dict[str, bytes]:
+        """The parts of a checkpoint that hold it, which is emptied: it may be as large as they are."""
+        buffer = io.BytesIO()
+        torch.save(self.rest, buffer)
+        self.rest.clear()
+        parts = {STATE_PART: buffer.getvalue(), MODEL_PART: save_tensors(self.trained)}
+        self.trained.clear()
+        return parts
+
+
+def _copy(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """`facts` with copies on the CPU in the place of its tensors."""
+    return {
+        name: fact.detach().to("cpu", copy=True) if isinstance(fact, Tensor) else fact for name, fact in facts.items()
+    }
 
 
 def restore(found: Found, model: ParrotModel, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> State:

@@ -39,7 +39,8 @@ def test_a_running_job_is_on_rays_metrics_endpoint_and_speaks_json(
 ) -> None:
     words = settings(material, bucket_url, "optim.epochs=1000", "--json")
     soon = {"RAY_metrics_report_interval_ms": "200"}  # ten seconds unless set
-    wanted = ["train_loss", "train_utterances_per_second", "train_data_wait", "train_marginal_error", "validation_uar"]
+    steps = ["train_loss", "train_utterances_per_second", "train_data_wait", "train_marginal_error"]
+    wanted = [*steps, "validation_uar", "checkpoint_stall"]
     with Driver(words, ray_cluster.env | soon) as driver:
         driver.wait_for('"event": "checkpoint"')
         wait_until(lambda: all(re.search(rf'ray_parrot_{name}{{.*run="run"', metrics(ray_cluster)) for name in wanted))
@@ -51,8 +52,9 @@ def test_a_running_job_is_on_rays_metrics_endpoint_and_speaks_json(
     assert events[0] == {"event": "start", "run": f"{bucket_url}/run", "workers": 2, "step": 0, "checkpoint": None}
     assert any("selective scan: PyTorch" in event.get("text", "") for event in events)
     # A stop at the very end of an epoch tells of the epoch after its checkpoint.
-    newest = [event["url"] for event in events if event["event"] == "checkpoint"][-1]
-    assert (events[-1]["how"], events[-1]["newest"]) == ("stopped", newest)
+    saved = [event for event in events if event["event"] == "checkpoint"]
+    assert (events[-1]["how"], events[-1]["newest"]) == ("stopped", saved[-1]["url"])
+    assert all(0 < event["stall"] < 500 for event in saved)
 
 
 def metrics(head: RayHead) -> str:

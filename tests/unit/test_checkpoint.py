@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,7 +152,7 @@ def test_a_damaged_checkpoint_does_not_take_the_place_of_a_whole_one(run: str) -
     spoil(checkpoint.newest(run).url, "state.pt")
     writer = Writer(run, keep=1)
     for step in (2, 3):
-        writer.save(manifest(step), PARTS)
+        writer.save(manifest(step), lambda: PARTS, time.perf_counter())
         writer.wait()
         assert steps(run) == [1, step]
 
@@ -172,7 +173,7 @@ def test_a_writer_whose_run_was_taken_over_changes_nothing_any_more(run: str, un
         for step in (1, 2):
             checkpoint.save(run, manifest(step), PARTS)
         writer = Writer(run, keep=2, fence=fence)
-        writer.save(manifest(3), PARTS)
+        writer.save(manifest(3), lambda: PARTS, time.perf_counter())
         with pytest.raises(UserError, match="is being trained by"):
             writer.wait()
         assert steps(run) == ([1, 2, 3] if until == len(PARTS) + 2 else [1, 2])
@@ -188,12 +189,36 @@ def test_what_is_being_saved_is_awaited_for_a_while(run: str) -> None:
 
     writer = Writer(run, keep=2, fence=fence)
     writer.settle()
-    writer.save(manifest(1), PARTS)
+    writer.save(manifest(1), lambda: PARTS, time.perf_counter())
     writer.settle(0.01)
     assert steps(run) == []
     go_on.set()
     writer.settle()
     assert steps(run) == [1]
+
+
+def test_training_goes_on_while_a_checkpoint_is_made_and_waits_for_the_one_before(run: str) -> None:
+    go_on, stalls = threading.Event(), []
+    writer = Writer(run, 2, lambda step, url, stall: stalls.append(stall))
+
+    def dump() -> dict[str, bytes]:
+        assert go_on.wait(20)
+        return PARTS
+
+    writer.save(manifest(1), dump, time.perf_counter())
+    assert steps(run) == []
+    go_on.set()
+    writer.save(manifest(2), dump, began=time.perf_counter() - 1000)
+    assert steps(run)[0] == 1
+    writer.wait()
+    assert stalls[0] < 1000 <= stalls[1]
+
+
+def test_what_fails_while_a_checkpoint_is_made_is_not_silent(run: str) -> None:
+    writer = Writer(run, keep=2)
+    writer.save(manifest(1), lambda: {"state.pt": bytes(1 // 0)}, time.perf_counter())
+    with pytest.raises(ZeroDivisionError):
+        writer.wait()
 
 
 def test_the_best_is_the_earliest_of_equals(run: str) -> None:
@@ -207,10 +232,10 @@ def test_the_best_is_the_earliest_of_equals(run: str) -> None:
 
 def test_the_newest_and_the_best_are_kept_and_what_is_torn_goes(run: str) -> None:
     told: list[int] = []
-    writer = Writer(run, 2, lambda step, url: told.append(step) if checkpoint.locate(url) else None)
+    writer = Writer(run, 2, lambda step, url, stall: told.append(step) if checkpoint.locate(url) else None)
     storage.write_bytes(storage.join(run, checkpoint.FOLDER, "step-00000000", "state.pt"), b"torn")
     for step, score in ((1, 0.3), (2, 0.9), (3, 0.2), (4, None), (5, 0.4)):
-        writer.save(manifest(step, score), PARTS)
+        writer.save(manifest(step, score), lambda: PARTS, time.perf_counter())
     writer.wait()
     assert steps(run) == [2, 4, 5]
     assert told == [1, 2, 3, 4, 5]
@@ -221,7 +246,7 @@ def test_the_newest_and_the_best_are_kept_and_what_is_torn_goes(run: str) -> Non
 def test_a_failed_upload_is_not_silent(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = Writer(run, keep=2)
     monkeypatch.setattr(storage, "write_bytes", lambda *_: 1 / 0)
-    writer.save(manifest(1), PARTS)
+    writer.save(manifest(1), lambda: PARTS, time.perf_counter())
     with pytest.raises(ZeroDivisionError):
         writer.wait()
 

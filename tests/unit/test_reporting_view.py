@@ -29,7 +29,7 @@ RUN = [
     ("fill", {"branch": "mamba", "done": 5, "parts": 10}),
     ("step", STEP),
     ("epoch", EPOCH),
-    ("checkpoint", {"step": 12, "url": "s3://b/run/checkpoints/step-00000012"}),
+    ("checkpoint", {"step": 12, "url": "s3://b/run/checkpoints/step-00000012", "stall": 0.1}),
     ("message", {"text": "a message"}),
     ("warning", {"text": "a warning"}),
     ("end", {"how": "finished", "why": None, "newest": "NEWEST", "best": None}),

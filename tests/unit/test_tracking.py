@@ -52,7 +52,7 @@ def run(tracker: Tracking, start: int, end: int, saved: set[int], quick: bool = 
         epoch = (step - 1) // STEPS
         tracker.take("step", {"epoch": epoch + 1, "step": step - epoch * STEPS, "steps": STEPS, "loss": 1 / step})
         record = ("epoch", {"epoch": epoch + 1, "step": step, "uar": 0.5, "marginal_error": None})
-        checkpoint = ("checkpoint", {"step": step, "url": ""})
+        checkpoint = ("checkpoint", {"step": step, "url": "", "stall": 0.1})
         events = [record] * (step % STEPS == 0) + [checkpoint] * (step in saved)
         for kind, data in reversed(events) if quick else events:
             tracker.take(kind, data)
@@ -323,7 +323,13 @@ def test_the_dashboard_shows_metrics_that_are_exported() -> None:
     exported = {f"ray_{gauge_name(curve)}" for named in CURVES.values() for curve in named.values()}
     text = DASHBOARD.read_text()
     shown = set(re.findall(r"ray_\w+", text))
-    wanted = {"train_loss", "train_utterances_per_second", "train_data_wait", "train_marginal_error"}
+    wanted = {
+        "train_loss",
+        "train_utterances_per_second",
+        "train_data_wait",
+        "train_marginal_error",
+        "checkpoint_stall",
+    }
     assert {f"ray_parrot_{name}" for name in wanted} <= shown <= exported
     for panel in json.loads(text)["panels"]:
         assert all('{run=~"$run"}' in target["expr"] for target in panel["targets"])
