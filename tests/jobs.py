@@ -18,8 +18,8 @@ from parrot_dist.local.encoders import write_random_encoders
 from parrot_dist.training import checkpoint
 from parrot_dist.training.checkpoint import MANIFEST, Found
 from parrot_dist.training.inference import Place
-from parrot_dist.training.loop import train_rank
 from parrot_dist.training.model import MODEL_PART, REFERENCE_PART
+from parrot_dist.training.rank import train_rank
 from tests.corpus import CLASSES, write_corpus
 from tests.ranks import Listener
 from tests.waiting import wait_until

@@ -18,8 +18,8 @@ from parrot_dist.config import Config
 from parrot_dist.errors import UserError
 from parrot_dist.training import checkpoint
 from parrot_dist.training.inference import Place, Stopped
-from parrot_dist.training.loop import train_rank
 from parrot_dist.training.model import MODEL_PART
+from parrot_dist.training.rank import train_rank
 
 
 @dataclass

@@ -15,9 +15,9 @@ from parrot_dist.errors import Unreachable, UserError
 from parrot_dist.reporting.history import EpochRecord
 from parrot_dist.training.inference import Place, Stopped
 from parrot_dist.training.lease import Claim
-from parrot_dist.training.loop import train_rank
 from parrot_dist.training.monitor import LogToReporter, Reporter
 from parrot_dist.training.pulse import Heart
+from parrot_dist.training.rank import train_rank
 
 
 def train_worker(settings: dict[str, Any]) -> None:

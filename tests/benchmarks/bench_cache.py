@@ -27,11 +27,11 @@ from parrot_dist.data.audio import SAMPLE_RATE
 from parrot_dist.fusion import row_keys
 from parrot_dist.training.cells import Silent
 from parrot_dist.training.inference import Place, infer
-from parrot_dist.training.loop import train_rank
 from parrot_dist.training.model import build_model
 from parrot_dist.training.optimizer import build_optimizer
 from parrot_dist.training.precision import autocast
 from parrot_dist.training.prefix import open_feeds
+from parrot_dist.training.rank import train_rank
 from parrot_dist.training.task import open_task
 from tests.benchmarks.spoken import job, make_material
 

@@ -34,8 +34,8 @@ from parrot_dist.local.cluster import RayHead, client_environment, ray_head
 from parrot_dist.local.process import exit_on_sigterm
 from parrot_dist.reporting.history import EpochRecord
 from parrot_dist.training.inference import Place
-from parrot_dist.training.loop import train_rank
 from parrot_dist.training.monitor import Reporter
+from parrot_dist.training.rank import train_rank
 from tests.benchmarks.spoken import job, make_material
 from tests.benchmarks.turns import STEPS, Gate, Run, alternate, command, descendants
 from tests.ranks import Listener

@@ -20,7 +20,7 @@ from parrot_dist.local.s3 import S3Server
 from parrot_dist.training import checkpoint
 from parrot_dist.training.checkpoint import Found
 from parrot_dist.training.inference import Place
-from parrot_dist.training.loop import train_rank
+from parrot_dist.training.rank import train_rank
 from tests.corpus import write_corpus
 from tests.faults import FaultProxy, fault_proxy
 from tests.jobs import Driver, Material, fingerprint, settings, train_here

@@ -22,9 +22,9 @@ from parrot_dist.reporting.view import JsonLines
 from parrot_dist.training import checkpoint
 from parrot_dist.training.evaluation import evaluate
 from parrot_dist.training.inference import Place, Stopped
-from parrot_dist.training.loop import train_rank
 from parrot_dist.training.model import MODEL_PART, REFERENCE_PART, ParrotModel, load_checkpoint
 from parrot_dist.training.prepare import prepare
+from parrot_dist.training.rank import train_rank
 from parrot_dist.training.reference import embed_reference, fit_and_dump
 from parrot_dist.training.snapshot import read_state
 from parrot_dist.training.task import open_task

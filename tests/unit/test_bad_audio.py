@@ -19,7 +19,7 @@ from parrot_dist.data.index import Row, read_index, write_index
 from parrot_dist.errors import UserError
 from parrot_dist.training.evaluation import embed
 from parrot_dist.training.inference import Place
-from parrot_dist.training.loop import train_rank
+from parrot_dist.training.rank import train_rank
 from parrot_dist.training.subject import open_subject
 from shards import build
 from shards.tar import END, pack

@@ -13,9 +13,9 @@ from parrot_dist.reporting.metrics import score
 from parrot_dist.training import checkpoint
 from parrot_dist.training.cells import Silent, embed, train_cell
 from parrot_dist.training.inference import Place, infer
-from parrot_dist.training.loop import train_rank
 from parrot_dist.training.model import load_checkpoint
 from parrot_dist.training.prefix import from_own_start, open_feeds
+from parrot_dist.training.rank import train_rank
 from parrot_dist.training.task import open_task
 from tests.corpus import CLASSES, write_corpus
 

@@ -157,7 +157,7 @@ def test_a_trained_parameter_without_a_gradient_ends_the_run_by_name(
         model.encoders["mamba"].blocks[1].register_parameter("idle", torch.nn.Parameter(torch.ones(1)))
         return model
 
-    monkeypatch.setattr("parrot_dist.training.loop.build_model", with_an_idle_one)
+    monkeypatch.setattr("parrot_dist.training.rank.build_model", with_an_idle_one)
     with pytest.raises(UserError, match=r"no gradient reaches encoders\.mamba\.blocks\.1\.idle: freeze"):
         train_here(jobs.settings(local_material, str(tmp_path)))
 
