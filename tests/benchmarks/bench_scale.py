@@ -305,6 +305,7 @@ def main() -> int:
         raylet = next(pid for pid in descendants(os.getpid()) if "raylet/raylet " in command(pid))
         bench = Bench(Path(name), head, raylet)
         show_ray(bench, Kind(1, launcher="ray"), "Ray Train, 1 worker")
+        show_ray(bench, Kind(1, launcher="ray", pinned=True), "Ray Train, 1 worker that keeps to a core")
         show_ray(bench, Kind(launcher="ray", pinned=True), "Ray Train, 2 workers that share a core")
         show_ray(bench, Kind(launcher="ray"), "Ray Train, 2 workers")
         show_ray(bench, Kind(launcher="bare"), "Ray Train alone, 2 workers")
