@@ -147,7 +147,7 @@ def dump_trained(model: ParrotModel) -> bytes:
 
 
 def load_trained(model: ParrotModel, data: bytes) -> None:
-    """Put back the trained parameters, as safetensors.
+    """Put back the trained parameters that `data`, safetensors, holds.
 
     Raises:
         UserError: the parameters are not those of this model.

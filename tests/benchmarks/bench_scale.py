@@ -37,7 +37,8 @@ from parrot_dist.training.inference import Place
 from parrot_dist.training.monitor import Reporter
 from parrot_dist.training.rank import train_rank
 from tests.benchmarks.spoken import job, make_material
-from tests.benchmarks.turns import STEPS, Gate, Run, alternate, command, descendants
+from tests.benchmarks.turns import STEPS, Gate, Run, alternate
+from tests.processes import actors
 from tests.ranks import Listener
 
 EPOCHS = 6  # the first does not count
@@ -72,14 +73,14 @@ class Stamps(Listener):
 
     def write(self) -> None:
         """Leave the seconds of all steps but the first epoch's and each one's last, after which comes validation."""
-        ends = self._ends
+        first = min(self._ends)
         seconds = {
             step: self._began[step + 1] - began - self._waited.get(step + 1, 0.0)
             for step, began in self._began.items()
-            if step >= min(ends) and step + 1 not in ends and step + 1 in self._began
+            if step >= first and step + 1 not in self._ends and step + 1 in self._began
         }
         saved = [data for kind, data in self.events if kind == "checkpoint"]
-        stalls = [data["stall"] for data in saved if data["step"] > min(ends) and data["step"] not in ends]
+        stalls = [data["stall"] for data in saved if data["step"] > first and data["step"] not in self._ends]
         Path(f"{self._base}.json").write_text(json.dumps({"seconds": seconds, "stalls": stalls}))
 
 
@@ -160,14 +161,14 @@ def drive_bare(text: str) -> int:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    scale = configuration.loads(text).scale
+    config = configuration.loads(text)
     with ray.init(log_to_driver=False):
         TorchTrainer(
             bare_rank,
             train_loop_config={"config": text},
             torch_config=TorchConfig(backend="gloo"),
-            scaling_config=ScalingConfig(num_workers=scale.num_workers, resources_per_worker={"CPU": 1}),
-            run_config=RunConfig(storage_path=tempfile.mkdtemp(dir=Path(configuration.loads(text).output).absolute())),
+            scaling_config=ScalingConfig(num_workers=config.scale.num_workers, resources_per_worker={"CPU": 1}),
+            run_config=RunConfig(storage_path=tempfile.mkdtemp(dir=Path(config.output).absolute())),
         ).fit()
     return 0
 
@@ -215,8 +216,8 @@ class Result(NamedTuple):
 class Bench:
     """Runs on one material."""
 
-    def __init__(self, folder: Path, head: RayHead, raylet: int) -> None:
-        self._folder, self._head, self._raylet = folder, head, raylet
+    def __init__(self, folder: Path, head: RayHead) -> None:
+        self._folder, self._head = folder, head
         self._sources = make_material(folder)
         self._number = 0
 
@@ -257,8 +258,8 @@ class Bench:
         """Those of the run's actors; not the node's agents, which are there without a run too."""
         if kind.launcher == "plain":
             return []
-        commands = {pid: command(pid) for pid in descendants(self._raylet)}
-        return [pid for pid, text in commands.items() if text.startswith("ray::") and "Agent" not in text]
+        agents = actors(self._head.address, "Agent")
+        return [pid for pid in actors(self._head.address, "ray::") if pid not in agents]
 
 
 def show_ray(bench: Bench, ray: Kind, what: str) -> None:
@@ -302,8 +303,7 @@ def main() -> int:
     # Ray lowers its workers' priority, which tells only where others want the cores.
     env = {"RAY_worker_niceness": "0"}
     with tempfile.TemporaryDirectory() as name, ray_head(Path(name) / "ray", env, num_cpus=max(MANY)) as head:
-        raylet = next(pid for pid in descendants(os.getpid()) if "raylet/raylet " in command(pid))
-        bench = Bench(Path(name), head, raylet)
+        bench = Bench(Path(name), head)
         show_ray(bench, Kind(1, launcher="ray"), "Ray Train, 1 worker")
         show_ray(bench, Kind(1, launcher="ray", pinned=True), "Ray Train, 1 worker that keeps to a core")
         show_ray(bench, Kind(launcher="ray", pinned=True), "Ray Train, 2 workers that share a core")

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from tests.processes import family
+
 STEPS = 3  # of a turn
 
 
@@ -106,7 +108,7 @@ class Run:
 
     def processes(self) -> list[int]:
         """All that is there of it."""
-        return [*descendants(self._process.pid), *self._others()]
+        return [*family(self._process.pid), *self._others()]
 
 
 def alternate(one: Run, other: Run) -> None:
@@ -127,23 +129,3 @@ def send(pids: list[int], number: signal.Signals) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
-
-
-def descendants(pid: int) -> list[int]:
-    """A process, and all that it and those have started."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(folder.name))
-    found = [pid]
-    for one in found:
-        found += children.get(one, [])
-    return found
-
-
-def command(pid: int) -> str:
-    """The command line of a process, empty if it is gone."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return ""
