@@ -80,19 +80,34 @@ class Claim:
     number: int
     token: str
 
+    def loss(self) -> str | None:
+        """Why the driver does not hold the run any more; None as long as it does.
+
+        Raises:
+            UserError, OSError: the store does not say.
+        """
+        newest = _newest(self.run_url)
+        holder = _read(self.run_url, newest) if newest >= 0 else None
+        if holder is None:
+            return (
+                f"{_place(self.run_url, self.number)}: this driver's lease is gone: the run's folder or its bucket was "
+                "removed, or another driver has trained the run meanwhile; the same command goes on from the newest "
+                "checkpoint that is there"
+            )
+        # Others may have come and gone while this driver stood still, and a number comes again then.
+        if newest != self.number or holder.token != self.token:
+            return _complaint(self.run_url, holder)
+        return None
+
     def check(self) -> None:
         """Return if the driver still holds the run.
 
         Raises:
-            UserError: another driver has taken it over; or there is no lease, perhaps because the store is gone.
+            UserError: it does not, see `loss`.
         """
-        newest = _newest(self.run_url)
-        if newest < 0:
-            storage.read_bytes(_place(self.run_url, self.number))  # which says what is missing
-        holder = _read(self.run_url, newest)
-        # A number may come again, once nobody held the run any more.
-        if newest != self.number or holder is None or holder.token != self.token:
-            raise UserError(_complaint(self.run_url, holder))
+        loss = self.loss()
+        if loss:
+            raise UserError(loss)
 
 
 class Lease:
@@ -105,12 +120,8 @@ class Lease:
 
     def renew(self, beats: int) -> None:
         """Say that the driver lives."""
-        newest = _newest(self._run_url)
-        holder = _read(self._run_url, newest) if newest >= 0 else None
-        # Others may have come and gone while this driver stood still, and a number comes again then.
-        if newest != self._number or holder is None or holder.token != self._holder.token:
-            self.lost = _complaint(self._run_url, holder)
-        else:
+        self.lost = self.claim.loss()
+        if not self.lost:
             storage.write_bytes(_place(self._run_url, self._number), replace(self._holder, beats=beats).dump())
 
     def release(self) -> None:
@@ -189,8 +200,8 @@ def _await_death(run_url: str, number: int, tell: Callable[[str], None]) -> None
             raise UserError(_complaint(run_url, now))
 
 
-def _complaint(run_url: str, holder: Holder | None) -> str:
-    who = f"process {holder.process} on {holder.host}, started {holder.since}" if holder else "another driver"
+def _complaint(run_url: str, holder: Holder) -> str:
+    who = f"process {holder.process} on {holder.host}, started {holder.since}"
     return f"name: {run_url} is being trained by {who}; stop that one, or give this run another name=..."
 
 

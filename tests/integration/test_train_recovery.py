@@ -183,8 +183,9 @@ def test_a_store_that_goes_away_ends_the_run_at_once_though_only_one_worker_writ
                 fs.rm("vanishing", recursive=True)
         assert driver.finish() == 2, driver.output
     assert "skipped s0" in driver.output
-    assert "error: s3://vanishing/run/" in driver.output
-    assert "there is no such file, bucket or object" in driver.output
+    # The worker meets the loss when it writes, the driver when it renews its lease; either may be the first.
+    met = r"^error: s3://vanishing/run/\S+: (this driver's lease is gone|there is no such file, bucket or object)"
+    assert re.search(met, driver.output, re.MULTILINE), driver.output
     assert driver.output.count("starting on 2 workers") == 1
     assert "Traceback" not in driver.output
 
