@@ -69,7 +69,7 @@ class Data:
     )
     augment: Augment = field(default_factory=Augment)
     last_batch: str = setting("keep", "what happens to the last, smaller batch of an epoch", choices=("keep", "drop"))
-    max_seconds: float = setting(12.0, "seconds after which an utterance is cut", above=0)
+    max_seconds: float = setting(12.0, "seconds after which an utterance is cut", least=0.1)
     max_broken: float = setting(
         0.01, "share of an epoch's utterances that may be unreadable before the run fails", least=0, below=1
     )

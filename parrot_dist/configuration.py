@@ -9,8 +9,9 @@ import os
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
+import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -77,15 +78,16 @@ def _absolute(config: Config) -> Config:
     data = config.data
     data = replace(
         data,
-        shards=_place(data.shards),
-        cache=data.cache and _place(data.cache),
-        node_cache=data.node_cache and _place(data.node_cache),
+        shards=absolute_place(data.shards),
+        cache=data.cache and absolute_place(data.cache),
+        node_cache=data.node_cache and absolute_place(data.node_cache),
     )
     encoders = Encoders(*(absolute(branch) for _, branch in config.encoders.named()))
-    return replace(config, output=_place(config.output), data=data, encoders=encoders)
+    return replace(config, output=absolute_place(config.output), data=data, encoders=encoders)
 
 
-def _place(url: str) -> str:
+def absolute_place(url: str) -> str:
+    """A path as an absolute one. Anything with a colon is left for the store to understand, or to refuse."""
     return url if ":" in url else str(Path(url).expanduser().absolute())
 
 
@@ -93,7 +95,7 @@ def absolute(branch: Branch) -> Branch:
     """`branch` with the place of its encoder made absolute, if it is a local one."""
     family, _, place = branch.source.partition(":")
     local = place and Path(place).expanduser().exists()  # a name that is nothing here may be a Hub id
-    return replace(branch, source=f"{family}:{_place(place)}") if local else branch
+    return replace(branch, source=f"{family}:{absolute_place(place)}") if local else branch
 
 
 def read_yaml(file: str) -> DictConfig:
@@ -105,7 +107,7 @@ def read_yaml(file: str) -> DictConfig:
     if "://" not in file and not Path(file).is_file():
         raise UserError(f"{file}: there is no such configuration file")
     try:
-        content = OmegaConf.load(file) if "://" not in file else OmegaConf.create(_fetch(file))
+        content = _parse(Path(file).read_text("utf-8") if "://" not in file else _fetch(file))
     except UserError:
         raise
     except Exception as error:
@@ -122,17 +124,45 @@ def _fetch(url: str) -> str:
 
 
 def parse_word(word: str) -> DictConfig:
-    """The setting in a `key=value` word.
+    """The setting in a `key=value` word; the value is YAML, except that text stays what it is.
 
     Raises:
         UserError: it is not of that form.
     """
-    if "=" not in word:
+    key, equals, value = word.partition("=")
+    if not equals:
         raise UserError(f"{word}: settings are given as key=value")
     try:
-        return OmegaConf.from_dotlist([word])
+        if key not in _TEXTS and not key.startswith(_INTO_TEXTS):
+            return OmegaConf.from_dotlist([word])
+        setting = OmegaConf.create({})
+        OmegaConf.update(setting, key, _unquoted(value) if _TEXTS.get(key) == "str" else yaml.load(value, _Texts))
+        return setting
     except Exception as error:
         raise UserError(f"{word}: {error}") from error
+
+
+def _parse(text: str) -> Any:
+    """The tree in YAML, with texts where the schema wants some."""
+    tree, texts = OmegaConf.create(text), yaml.load(text, _Texts)
+    for key, value in _leaves(texts).items() if isinstance(texts, dict) else ():
+        if key in _TEXTS:
+            OmegaConf.update(tree, key, value, merge=False)
+    return tree
+
+
+class _Texts(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML in which 2025_06_01, 1e5, 12:30 and no are the text that they are, and not numbers or a truth value."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("null", "merge")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _unquoted(text: str) -> str:
+    """`text` without quotes around all of it, which may be there out of habit: YAML reads no number in them."""
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
 def _resolve(layers: list[Any]) -> Config:
@@ -184,7 +214,9 @@ def _or_variable(key: str) -> str:
     return f" (or {ENVIRONMENT[key]})" if key in ENVIRONMENT else ""
 
 
-_MAPPINGS = [item.key for section in sections(Config) for item in section.settings if item.type.startswith("dict")]
+_TEXTS = {item.key: item.type for section in sections(Config) for item in section.settings if "str" in item.type}
+_MAPPINGS = [key for key, kind in _TEXTS.items() if kind.startswith("dict")]
+_INTO_TEXTS = tuple(f"{key}." for key in _MAPPINGS)
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,11 +11,12 @@ from parrot_dist.schema import out_of_bounds
 def contradictions(config: Config) -> list[str]:
     """Every setting, or pair of settings, that cannot work, as `key: what is wrong`."""
     data, optim, scale = config.data, config.optim, config.scale
+    places = {"output": config.output, "data.shards": data.shards}.items()
     rules = [
         (len(data.classes) > 1, "data.classes", "must name two emotions or more"),
         (len(set(data.classes)) == len(data.classes), "data.classes", "names an emotion twice"),
         (
-            {*data.emotions.values()} <= {*data.classes, None},
+            all(name is None or name in data.classes for name in data.emotions.values()),
             "data.emotions",
             "must map every label to one of data.classes, or to nothing",
         ),
@@ -41,6 +42,7 @@ def contradictions(config: Config) -> list[str]:
         ),
         (scale.min_workers <= scale.num_workers, "scale.min_workers", "must be at most scale.num_workers"),
         *_of_late_unfreezing(config),
+        *((place.strip() != "", key, "must name a place") for key, place in places),
         ("/" not in config.name and config.name.strip() != "", "name", "must be a plain name without /"),
     ]
     return [*out_of_bounds(config), *(f"{key}: {what}" for holds, key, what in rules if not holds)]

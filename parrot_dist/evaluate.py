@@ -33,8 +33,8 @@ def command_line() -> argparse.ArgumentParser:
     """What `evaluate` takes."""
     parser = argparse.ArgumentParser(
         prog="python -m parrot_dist.evaluate",
-        description="Scores of a checkpoint on speakers it was not trained on, and a report of its run. Written to the "
-        "run's folder `evaluation/` on storage, and copied to a local folder.",
+        description="Scores of a checkpoint on the part of its corpus that tests, and a report of its run. Written to "
+        "the run's folder `evaluation/` on storage, and copied to a local folder.",
     )
     parser.add_argument("checkpoint", help="URL of a checkpoint, or of a run, of which the best is taken")
     parser.add_argument(

@@ -59,7 +59,11 @@ def command_line() -> argparse.ArgumentParser:
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="audio files, paths or URLs")
     parser.add_argument(
-        "--window", type=float, metavar="SECONDS", help="predict windows of this length instead of whole files"
+        "--window",
+        type=float,
+        metavar="SECONDS",
+        help="predict windows of this length; without, only the beginning of a long file is heard, as much as training "
+        "heard of an utterance (data.max_seconds)",
     )
     parser.add_argument("--hop", type=float, metavar="SECONDS", help="from one window to the next (default: a window)")
     parser.add_argument(
@@ -78,9 +82,21 @@ def predict(
         UserError: a window cannot have this length, at once; or it is no audio, when the first one is asked for.
     """
     if window is None:
-        return (({}, predictor.predict_file(file)) for _ in range(1))
+        return (({}, _beginning(predictor, file)) for _ in range(1))
     windows = predictor.predict_windows(file, window, window if hop is None else hop)
     return (({"start": round(start, 3), "end": round(end, 3)}, row) for start, end, row in windows)
+
+
+def _beginning(predictor: Predictor, file: str) -> NDArray[np.float32]:
+    """Probabilities (C,) of what the encoders hear of `file`; says on stderr if that is not all of it."""
+    from parrot_dist.data.audio import SAMPLE_RATE, load
+
+    waveform = load(file)
+    heard, length = (round(samples / SAMPLE_RATE, 2) for samples in (predictor.max_samples, len(waveform)))
+    if length > heard:
+        warning = f"{file}: only the first {heard:g} of {length:g} s are heard; --window predicts the rest too"
+        print(warning, file=sys.stderr)
+    return predictor.predict(waveform)
 
 
 def _named(file: str, span: dict[str, float]) -> str:

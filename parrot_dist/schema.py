@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -13,7 +14,7 @@ from typing import Any
 class About:
     """The meaning of a setting and what its value may be; None and () set no bound.
 
-    A setting with `choices` that holds a list takes any of them.
+    A setting with `choices` that holds a list takes any of them. A number that has a bound is finite.
     """
 
     meaning: str = ""
@@ -35,12 +36,21 @@ class About:
 
     def holds(self, value: Any) -> bool:
         """Whether `value`, of the setting's type, keeps the bounds."""
+        bounded = self.above is not None or self.least is not None or self.below is not None
         return (
             (not self.choices or {*(value if isinstance(value, list) else [value])} <= {*self.choices})
             and (self.above is None or value > self.above)
             and (self.least is None or value >= self.least)
             and (self.below is None or value < self.below)
+            and (not bounded or value < math.inf)
         )
+
+    def complaint(self, value: Any) -> str:
+        """What `value` must be and is not, for example "must be above 0"; empty where it keeps the bounds."""
+        if self.holds(value):
+            return ""
+        finite = not isinstance(value, float) or math.isfinite(value)
+        return f"must be {self.allowed}" + ("" if finite else " and finite")
 
 
 def setting(
@@ -62,11 +72,8 @@ def setting(
 def out_of_bounds(values: Any) -> list[str]:
     """The settings of `values`, of a class of the schema, that do not keep their bounds, as `key: must be ...`."""
     settings = [item for section in sections(type(values)) for item in section.settings]
-    return [
-        f"{item.key}: must be {item.about.allowed}"
-        for item in settings
-        if not item.about.holds(attrgetter(item.key)(values))
-    ]
+    complaints = ((item.key, item.about.complaint(attrgetter(item.key)(values))) for item in settings)
+    return [f"{key}: {complaint}" for key, complaint in complaints if complaint]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from parrot_dist.data import audio
 from parrot_dist.data.index import INDEX_NAME, Index, check_index, read_index, write_index
 from parrot_dist.errors import UserError, exits_cleanly
 from shards import corpora
-from shards.console import name_skipped, progress
+from shards.console import name_skipped, printable, progress
 from shards.corpora import Clip, Stray
 from shards.pool import run_all
 from shards.settings import Settings, command_line, parse
@@ -61,7 +61,7 @@ def main() -> int:
         return 0
     index, skipped = build(settings, found)
     name_skipped(skipped)
-    print(summary(settings.out, index, skipped))
+    print(printable(summary(settings.out, index, skipped)))
     return 0
 
 
@@ -79,6 +79,9 @@ def survey(settings: Settings) -> Survey:
     skipped = {entry.path: entry.reason for entry in entries if isinstance(entry, Stray)}
     clips: dict[str, Clip] = {}
     for clip in (entry for entry in entries if isinstance(entry, Clip)):
+        if not _is_text(clip):
+            skipped[clip.path] = "its name is not UTF-8"
+            continue
         taken = clips.setdefault(make_key(clip), clip)
         if taken is not clip:
             skipped[clip.path] = f"has the same key as {taken.path}: {make_key(clip)}"
@@ -91,6 +94,15 @@ def survey(settings: Settings) -> Survey:
         "settings": [settings.shard_mb, settings.normalise, settings.seed],
     }
     return Survey(list(clips.values()), files, skipped, _digest(facts))
+
+
+def _is_text(clip: Clip) -> bool:
+    """Whether shards can hold all that is said of it: the bytes of a file's name, on disk, may be no text."""
+    try:
+        "".join(asdict(clip).values()).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_built(out: str, digest: str) -> bool:
@@ -113,8 +125,8 @@ def build(settings: Settings, found: Survey) -> tuple[Index, dict[str, str]]:
     Raises:
         UserError: not one clip could be read, the store refuses, or it does not keep what workers write.
     """
-    storage.delete(storage.join(settings.out, INDEX_NAME))
     plans = plan_shards(settings, found)
+    storage.delete(storage.join(settings.out, INDEX_NAME))
     shards = finished(settings.out, plans)
     missing = [plan for plan in plans if plan.name not in shards]
     for shard in progress(run_all(partial(write_shard, settings), missing), "building", len(missing)):

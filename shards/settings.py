@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import cast
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from parrot_dist.configuration import absolute_place
 from parrot_dist.errors import UserError, nearest
 from parrot_dist.schema import Setting, sections, setting
 from shards.corpora import READERS
@@ -30,7 +30,7 @@ class Settings:
     normalise: str = setting(
         "peak", "scale every clip to a peak of 1 (the paper's preparation), or not at all", choices=NORMALISATIONS
     )
-    seed: int = setting(0, "of the order of speakers, and of each one's clips, in the shards")
+    seed: int = setting(0, "of the order of speakers, and of each one's clips, in the shards", least=0)
 
 
 def parse(words: list[str]) -> Settings:
@@ -55,12 +55,12 @@ def parse(words: list[str]) -> Settings:
     faults += [f"{key}=... must be given" for key in sorted(OmegaConf.missing_keys(settings))]
     for item in _items():
         chosen = None if OmegaConf.is_missing(settings, item.key) else settings[item.key]
-        if chosen is not None and not item.about.holds(chosen):
-            faults.append(f"{item.key}={chosen}: must be {item.about.allowed}")
+        if chosen is not None and (complaint := item.about.complaint(chosen)):
+            faults.append(f"{item.key}={chosen}: {complaint}")
     if faults:
         raise UserError("the settings cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
     parsed = cast(Settings, OmegaConf.to_object(settings))
-    parsed.source, parsed.out = _absolute(parsed.source), _absolute(parsed.out)
+    parsed.source, parsed.out = absolute_place(parsed.source), absolute_place(parsed.out)
     return parsed
 
 
@@ -82,7 +82,3 @@ def command_line(program: str, description: str | None) -> argparse.ArgumentPars
 
 def _items() -> list[Setting]:
     return [item for section in sections(Settings) for item in section.settings]
-
-
-def _absolute(place: str) -> str:
-    return place if "://" in place else str(Path(place).expanduser().absolute())

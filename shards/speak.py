@@ -99,6 +99,8 @@ def main() -> int:
     number("--speakers", default=36, help="people, of three languages in turn (default %(default)s)")
     number("--texts", default=6, choices=range(1, 11), help="sentences a speaker says, 1 to 10 (default %(default)s)")
     settings = parser.parse_args()
+    if settings.seed < 0 or settings.speakers < 1:
+        parser.error("--seed must be 0 or more, and --speakers 1 or more")
     count = speak(settings.folder, settings.seed, settings.speakers, settings.texts)
     print(f"{settings.folder}: {count} utterances spoken" if count else f"{settings.folder}: already spoken")
     return 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import struct
 
 import numpy as np
+import soundfile
 
 from parrot_dist import storage
 from parrot_dist.data.audio import SAMPLE_RATE, encode_flac
@@ -32,6 +35,17 @@ def write_corpus(url: str, speakers: int, clips: int, seconds: float = 0.3) -> s
         sizes[shard] = len(data + END)
     write_index(url, rows, sizes)
     return url
+
+
+def flac_that_claims(frames: int, rate: int = SAMPLE_RATE, channels: int = 1) -> bytes:
+    """Half a second whose header says that it has so many frames, below 2**32; 0: that it does not say."""
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros((rate // 2, channels)), rate, format="FLAC", subtype="PCM_16")
+    data = bytearray(file.getvalue())
+    total = slice(8 + 14, 8 + 18)  # STREAMINFO, lower 32 bits of the number of samples
+    assert struct.unpack(">I", data[total])[0] == rate // 2
+    data[total] = struct.pack(">I", frames)
+    return bytes(data)
 
 
 def tone(pitch: float, seconds: float, seed: int = 0) -> np.ndarray:

@@ -14,7 +14,10 @@ from parrot_dist import storage
 from parrot_dist.errors import UserError
 
 SAMPLE_RATE = 16000
-MAX_SAMPLES = 3600 * SAMPLE_RATE  # an hour; a small file that claims more is damaged or a decompression bomb
+MAX_SECONDS = 3600  # a small file that claims more is damaged or a decompression bomb
+MAX_SAMPLES = MAX_SECONDS * SAMPLE_RATE
+MAX_VALUES = 2**28  # of all channels, decoded at once: a gibibyte, 46 minutes of stereo at 48 kHz
+UNKNOWN_FRAMES = 2**63 - 1  # of a FLAC that was written as a stream
 
 Waveform = npt.NDArray[np.float32]
 Memory = Callable[[int], Waveform]
@@ -33,14 +36,18 @@ def decode(data: bytes, memory: Memory = empty) -> Waveform:
     16 kHz is decoded into what `memory` gives for so many samples.
 
     Raises:
-        ValueError: no audio, empty, over an hour (also when only its header says so), or not finite.
+        ValueError: no audio, empty, over an hour or too large (also when only its header says so), or not finite.
     """
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             rate = int(file.samplerate)
-            longest = max(file.frames * file.channels, file.frames * SAMPLE_RATE // rate)
-            if longest > MAX_SAMPLES:
-                raise ValueError(f"{file.frames} frames of {file.channels} channels at {rate} Hz are over an hour")
+            if file.frames == UNKNOWN_FRAMES:
+                raise ValueError("its header does not say how long it is; encode it again")
+            described = f"{file.frames} frames of {file.channels} channels at {rate} Hz"
+            if file.frames > MAX_SECONDS * rate:
+                raise ValueError(f"{described} are over an hour")
+            if file.frames * file.channels > MAX_VALUES:
+                raise ValueError(f"{described} are over {MAX_VALUES} values; cut the file into shorter ones")
             as_it_is = file.channels == 1 and rate == SAMPLE_RATE
             frames = file.read(dtype="float32", out=memory(file.frames) if as_it_is else None)
             integers = file.subtype.startswith("PCM")

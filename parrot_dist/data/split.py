@@ -35,12 +35,14 @@ def split_rows(index: Index, rows: Rows, split: Split, seed: int) -> Parts:
     never heard in both; the corpus's own folds may still share speakers with each other.
 
     Raises:
-        UserError: there are not enough speakers to fill every part, or the corpus has no folds of its own.
+        UserError: there are not enough speakers to fill each part of each fold, or the corpus has no folds of its own.
     """
     speaker_of = np.array([f"{index.corpus[row]}/{index.speaker[row]}" for row in rows.tolist()], object)
     if split.by == "utterances":  # each as if somebody else had said it
         speaker_of = index.key[rows]
     fold_of = _deal(speaker_of, index.language[rows], split.folds, seed)
+    if split.by != "corpus":
+        _refuse_too_few(len(fold_of), split)
     if split.by == "corpus":
         part_of = _official_parts(index.fold[rows], split.fold)
     else:
@@ -50,14 +52,9 @@ def split_rows(index: Index, rows: Rows, split: Split, seed: int) -> Parts:
         held_out = _every_nth([name for name in fold_of if name in training], split.validation)
         part_of[(part_of == "train") & np.isin(speaker_of, held_out)] = "validation"
     parts = [np.sort(rows[part_of == part]) for part in ("train", "validation", "test")]
-    if not all(len(part) for part in parts) and split.by == "corpus":
+    if not all(len(part) for part in parts):  # of the corpus's own; those that are dealt were counted before
         raise UserError(
             "data.split.by: no second speaker of the corpus's own training part can be held out to validate"
-        )
-    if not all(len(part) for part in parts):
-        raise UserError(
-            f"data.split: {len(fold_of)} {split.by} cannot fill {split.folds} folds and a validation part; "
-            "lower data.split.folds"
         )
     return Parts(*parts)
 
@@ -72,6 +69,17 @@ def count_folds(index: Index, rows: Rows, split: Split) -> int:
         return split.folds
     names = _official_names(index.fold[rows])
     return 1 if _is_partition(names) else len(names)
+
+
+def _refuse_too_few(dealt: int, split: Split) -> None:
+    """Return if so many speakers (or utterances) fill every fold, and in each leave two, to train and to validate."""
+    largest = -(-dealt // split.folds)
+    if dealt >= split.folds and dealt - largest >= 2:
+        return
+    advice = "use data.split.by=utterances" if split.by == "speakers" else "it takes three at least"
+    if dealt >= 3:
+        advice = f"use data.split.folds={dealt}"
+    raise UserError(f"data.split: {dealt} {split.by} cannot fill {split.folds} folds and a validation part; {advice}")
 
 
 def _official_parts(fold_of: Strings, fold: int) -> Strings:
@@ -116,8 +124,11 @@ def _use(name: str) -> str:
 
 
 def _every_nth(speakers: list[str], share: float) -> list[str]:
-    """A `share` of the dealt speakers, at least one, evenly from their order: from all languages and folds."""
-    count = max(1, round(share * len(speakers)))
+    """A `share` of the dealt speakers, at least one and not all, evenly from their order: from all languages and folds.
+
+    Of one speaker it is that one.
+    """
+    count = max(1, min(round(share * len(speakers)), len(speakers) - 1))
     return [speakers[i * len(speakers) // count] for i in range(count) if speakers]
 
 

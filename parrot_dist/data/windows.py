@@ -10,7 +10,7 @@ import soundfile
 import soxr
 
 from parrot_dist import storage
-from parrot_dist.data.audio import SAMPLE_RATE, Waveform
+from parrot_dist.data.audio import SAMPLE_RATE, UNKNOWN_FRAMES, Waveform
 from parrot_dist.errors import UserError
 
 BLOCK_VALUES = 2**18  # decoded at once, over all channels: some seconds of speech, a megabyte
@@ -27,6 +27,10 @@ def read_blocks(url: str) -> Iterator[Waveform]:
     with storage.temporary_copy(url) as path:
         try:
             with soundfile.SoundFile(path) as file:
+                if file.frames == UNKNOWN_FRAMES:
+                    raise UserError(f"{url}: its header does not say how long it is; encode it again")
+                if not file.frames:
+                    raise UserError(f"{url}: the audio is empty")
                 for block in _mono_16k(file):
                     if not np.isfinite(block).all():
                         raise UserError(f"{url}: the audio holds values that are not finite")

@@ -16,10 +16,12 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Spoken:
-    """What a corpus holds: hours and numbers of utterances and speakers in training, and in all of it the names."""
+    """What trained a model; and how many speakers tested it, of whom it knows some."""
 
     utterances: int
     speakers: int
+    tested: int
+    known: int
     hours: float
     corpora: Sequence[str]
     languages: Sequence[str]
@@ -76,7 +78,17 @@ def render_card(card: Card) -> str:
     )
     tables = {mode: _score_rows(scores) for mode, scores in card.scores.items()}
     recalls = {mode: _recall_rows(scores) for mode, scores in card.scores.items()}
-    return environment.get_template("card.md.j2").render(card=card, tables=tables, recalls=recalls)
+    page = environment.get_template("card.md.j2")
+    return page.render(card=card, who=_who(card.spoken), tables=tables, recalls=recalls)
+
+
+def _who(spoken: Spoken | None) -> str:
+    """Whom the scores are of, so that none on known speakers pass for some on new ones."""
+    if spoken is None:
+        return "On the test part of its corpus"
+    if spoken.known == 0:
+        return "On speakers it was not trained on"
+    return f"On recordings it was not trained on, of {spoken.tested} speakers, {spoken.known} of whom it was trained on"
 
 
 def _score_rows(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -59,9 +59,12 @@ def _spoken(found: Found, config: Config) -> Spoken | None:
     except UserError:
         return None
     train, index = task.parts.train, task.index
+    trained, tested = (set(task.speakers(rows)) for rows in (train, task.parts.test))
     return Spoken(
         len(train),
-        len(set(task.speakers(train))),
+        len(trained),
+        len(tested),
+        len(trained & tested),
         float(index.samples[train].sum()) / SAMPLE_RATE / 3600,
         sorted(set(index.corpus[train].tolist())),
         sorted(set(index.language[train].tolist())),

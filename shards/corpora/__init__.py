@@ -6,7 +6,7 @@ One file a corpus, found by its name: it defines `read`, a `Reader`. A file that
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from parrot_dist.registry import Registry
@@ -57,6 +57,23 @@ def find(name: str) -> Reader:
         UserError: there is none, or it cannot be imported.
     """
     return READERS[name]
+
+
+def by_name(files: Iterable[str], describe: Callable[[str], Clip | Stray]) -> Iterator[Clip | Stray]:
+    """What every audio file is, for a corpus whose file names say it all and are given once for each speaker.
+
+    Of a corpus that was unpacked twice, or that its copy holds in two folders, each recording would count twice and, in
+    a split by utterances, train and test alike: of two files of one name the second is left out.
+    """
+    seen: dict[tuple[str, str], str] = {}
+    for path in sorted(filter(is_audio, files)):
+        entry = describe(path)
+        if isinstance(entry, Clip):
+            name = path.rpartition("/")[2].removeprefix(f"{entry.speaker}_")
+            first = seen.setdefault((entry.speaker, name), path)
+            if first != path:
+                entry = Stray(path, f"there is {first} too")
+        yield entry
 
 
 def is_audio(path: str) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from shards.corpora import Clip, Stray, is_audio
+from shards.corpora import Clip, Stray, by_name
 
 NAME = re.compile(
     r"(?:^|/)(10(?:0[1-9]|[1-8]\d|9[01]))_([A-Z]{3})_([A-Z]{3})_(?:LO|MD|HI|XX|(?<=1040_ITH_SAD_)X)\.wav$"
@@ -36,7 +36,7 @@ SENTENCES = {
 
 def read(source: str, files: Mapping[str, int]) -> Iterator[Clip | Stray]:
     """The clips by their names."""
-    return map(_describe, filter(is_audio, files))
+    return by_name(files, _describe)
 
 
 def _describe(path: str) -> Clip | Stray:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from shards.corpora import Clip, Stray, is_audio
+from shards.corpora import Clip, Stray, by_name
 
 NAME = re.compile(r"(?:^|/)(03|08|09|1[0-6])([ab]\d\d)([A-Z])[a-z]?\.wav$")
 EMOTIONS = {
@@ -39,7 +39,7 @@ SENTENCES = {
 
 def read(source: str, files: Mapping[str, int]) -> Iterator[Clip | Stray]:
     """The clips by their names."""
-    return map(_describe, filter(is_audio, files))
+    return by_name(files, _describe)
 
 
 def _describe(path: str) -> Clip | Stray:

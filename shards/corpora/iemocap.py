@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 
-from shards.corpora import Clip, Stray, is_audio
+from shards.corpora import Clip, Stray, by_name
 from shards.tables import read_texts
 
 CLIP = re.compile(r"(?:^|/)(Session[1-5])/sentences/wav/[^/]+/((Ses0[1-5])[FM]_\w+_([FM])\d+)\.wav$")
@@ -47,11 +48,10 @@ def read(source: str, files: Mapping[str, int]) -> Iterator[Clip | Stray]:
             labels.update(LABEL.findall(content))
         else:
             texts.update(TEXT.findall(content))
-    for path in filter(is_audio, files):
-        yield _describe(path, labels, texts)
+    return by_name(files, partial(_describe, labels, texts))
 
 
-def _describe(path: str, labels: Mapping[str, str], texts: Mapping[str, str]) -> Clip | Stray:
+def _describe(labels: Mapping[str, str], texts: Mapping[str, str], path: str) -> Clip | Stray:
     match = CLIP.search(path)
     if not match:
         return Stray(path, "not of the form Session<n>/sentences/wav/<dialogue>/<turn>.wav")

@@ -15,14 +15,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from shards.corpora import Clip, Stray, is_audio
+from shards.corpora import Clip, Stray, by_name
 
 NAME = re.compile(r"(?:^|/)(Anger|Disgust|Fear|Happiness|Neutral|Sadness)_([CFM])_[AB]_([^/]+)\.wav$")
 
 
 def read(source: str, files: Mapping[str, int]) -> Iterator[Clip | Stray]:
     """The clips by their names."""
-    return map(_describe, filter(is_audio, files))
+    return by_name(files, _describe)
 
 
 def _describe(path: str) -> Clip | Stray:

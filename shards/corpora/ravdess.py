@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from shards.corpora import Clip, Stray, is_audio
+from shards.corpora import Clip, Stray, by_name
 
 NAME = re.compile(r"(?:^|/)03-0([12])-0([1-8])-0([12])-0([12])-0[12]-(0[1-9]|1\d|2[0-4])\.wav$")
 FOLDER = re.compile(r"(?:^|/)Actor_(\d+)/")
@@ -24,7 +24,7 @@ STATEMENTS = ("Kids are talking by the door", "Dogs are sitting by the door")
 
 def read(source: str, files: Mapping[str, int]) -> Iterator[Clip | Stray]:
     """The clips by their names."""
-    return map(_describe, filter(is_audio, files))
+    return by_name(files, _describe)
 
 
 def _describe(path: str) -> Clip | Stray:

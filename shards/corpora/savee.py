@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from shards.corpora import Clip, Stray, is_audio
+from shards.corpora import Clip, Stray, by_name
 
 NAME = re.compile(r"(?:^|/)(DC|JE|JK|KL)[/_](sa|su|[adfhn])(\d\d)\.wav$")
 SENTENCES = 15
@@ -30,7 +30,7 @@ EMOTIONS = {
 
 def read(source: str, files: Mapping[str, int]) -> Iterator[Clip | Stray]:
     """The clips by their folders and names."""
-    return map(_describe, filter(is_audio, files))
+    return by_name(files, _describe)
 
 
 def _describe(path: str) -> Clip | Stray:

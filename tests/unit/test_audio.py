@@ -1,7 +1,6 @@
 """Audio in every form that people have, and in none."""
 
 import io
-import struct
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from parrot_dist.data import audio
 from parrot_dist.errors import UserError
+from tests.corpus import flac_that_claims
 
 pcm16 = hnp.arrays(np.int16, st.integers(1, 2000), elements=st.integers(-32768, 32767))
 
@@ -72,13 +72,25 @@ def test_values_that_are_not_finite_are_refused(value):
         audio.decode(encoded(samples, subtype="FLOAT"))
 
 
-def test_a_small_file_that_claims_hours_is_refused_before_it_is_decoded():
-    flac = bytearray(encoded(tone(16000), file_format="FLAC"))
-    total = slice(8 + 14, 8 + 18)  # STREAMINFO, lower 32 bits of the number of samples
-    assert struct.unpack(">I", flac[total])[0] == 8000
-    flac[total] = struct.pack(">I", 2**31)
-    with pytest.raises(ValueError, match="over an hour"):
-        audio.decode(bytes(flac))
+@pytest.mark.parametrize(
+    ("minutes", "rate", "channels", "told"),
+    [
+        (61, 16000, 1, "over an hour"),
+        (61, 8000, 1, "over an hour"),
+        (61, 48000, 2, "over an hour"),
+        (59, 48000, 2, "over 268435456 values; cut the file"),
+        (40, 48000, 2, "not a readable audio file"),  # the claim is taken, but not kept
+        (59, 16000, 4, "not a readable audio file"),
+    ],
+)
+def test_a_small_file_that_claims_too_much_is_refused_before_it_is_decoded(minutes, rate, channels, told):
+    with pytest.raises(ValueError, match=told):
+        audio.decode(flac_that_claims(60 * minutes * rate, rate, channels))
+
+
+def test_a_flac_that_does_not_say_how_long_it_is_gets_told_so():
+    with pytest.raises(ValueError, match="does not say how long it is; encode it again"):
+        audio.decode(flac_that_claims(0))
 
 
 def test_a_rate_that_would_blow_up_in_resampling_is_refused():

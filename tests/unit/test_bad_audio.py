@@ -148,8 +148,18 @@ def test_a_prediction_or_one_line_for_each(
     monkeypatch.setattr("sys.argv", ["predict", trained[0], *files, "--json"])
     assert predict.main() == 1
     shown = capsys.readouterr()
-    assert shown.err == f"error: {tmp_path / 'nan.wav'}: {NOT_FINITE}\n"
+    assert shown.err.splitlines() == [
+        f"{tmp_path / 'ten-minutes.wav'}: only the first 1 of 600 s are heard; --window predicts the rest too",
+        f"error: {tmp_path / 'nan.wav'}: {NOT_FINITE}",
+    ]
     found = {Path(one["file"]).stem: one["probabilities"] for one in json.loads(shown.out)}
     assert found.keys() == recordings.keys() - {"nan"}
     assert all(sum(one.values()) == pytest.approx(1, abs=1e-5) for one in found.values())
     assert found["ten-minutes"] == found["its-beginning"]
+    monkeypatch.setattr("sys.argv", ["predict", trained[0], files[-2], str(tmp_path / "studio.wav"), "--window", "0.5"])
+    assert predict.main() == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_help_of_predict_says_what_is_heard_of_a_long_file() -> None:
+    assert "only the beginning of a long file is heard" in " ".join(predict.command_line().format_help().split())

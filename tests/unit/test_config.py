@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as at_most
+from hypothesis import strategies as st
 
 from parrot_dist import configuration
 from parrot_dist.config import schema_keys
@@ -91,10 +94,18 @@ def test_all_mistakes_are_named_at_once_with_the_nearest_right_name() -> None:
         ("data.split.fold=5", "data.split.fold: must be below data.split.folds"),
         ("data.classes=[a,a]", "data.classes: names an emotion twice"),
         ("data=3", "data: there is no such setting"),
+        ("data.emotions={happy: gladness}", "data.emotions: must map every label to one of data.classes"),
+        ("data.emotions.very.happy=joy", "data.emotions: must map every label to one of data.classes"),
         ("name=a/b", "name: must be a plain name"),
         ("name=${nothing}", "nothing"),
         ("optim.weight_decay=-1", "optim.weight_decay: must be 0 or more"),
         ("encoders.attention.lr=0", "encoders.attention.lr: must be above 0"),
+        ("data.max_seconds=inf", "data.max_seconds: must be 0.1 or more and finite"),
+        ("data.max_seconds=0.01", "data.max_seconds: must be 0.1 or more"),
+        ("data.node_cache_gb=inf", "data.node_cache_gb: must be 0 or more and finite"),
+        ("optim.lr=nan", "optim.lr: must be above 0 and finite"),
+        ("output=", "output: must name a place"),
+        ("data.shards=''", "data.shards: must name a place"),
     ],
 )
 def test_contradictions(word: str, complaint: str) -> None:
@@ -126,6 +137,48 @@ def test_a_configuration_survives_its_file() -> None:
     settings = configuration.load(None, [*MINIMAL, "name=run-${fusion.name}", "fusion.name=ot"])
     assert settings.name == "run-ot"
     assert configuration.loads(configuration.dumps(settings)) == settings
+
+
+@at_most(max_examples=30)
+@given(st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: text != "???" and "${" not in text))
+def test_a_text_is_taken_as_it_stands_and_survives_its_file(text: str) -> None:
+    unquoted = text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PARROT_CONFIG", raising=False)
+        settings = configuration.load(None, [*MINIMAL, f"encoders.mamba.unfreeze={text}"])
+    assert settings.encoders.mamba.unfreeze == unquoted
+    assert configuration.loads(configuration.dumps(settings)) == settings
+
+
+LIKE_NUMBERS = ("2025_06_01", "12:30", "1e5", "01", "0x10", "yes", "no", "1.50", "2025-06-01", ".inf")
+"""What YAML takes for something else than the text that it is."""
+
+
+@pytest.mark.parametrize("text", LIKE_NUMBERS)
+def test_a_text_that_looks_like_a_number_stays_what_it_is_in_words_and_files(tmp_path: Path, text: str) -> None:
+    words = [f"name={text}", f"encoders.mamba.revision={text}", f"data.classes=[{text},b]"]
+    emotions = [f"data.emotions={{{text}: {text}, dull: null}}", f"data.emotions.keen={text}"]
+    settings = configuration.load(None, [*MINIMAL, *words, *emotions])
+    assert (settings.name, settings.encoders.mamba.revision, settings.data.classes) == (text, text, [text, "b"])
+    assert settings.data.emotions == {text: text, "dull": None, "keen": text}
+    file = tmp_path / "job.yaml"
+    file.write_text(
+        f"name: {text}\noutput: {text}  # as it is\nencoders: {{mamba: {{revision: {text}}}}}\n"
+        f"data:\n  classes: [{text}, 'b']\n  emotions: {{{text}: {text}, dull: null}}\n  max_seconds: 1e1\n"
+    )
+    left = [word for word in MINIMAL if not word.startswith(("name", "output", "data.classes"))]
+    settings = configuration.load(str(file), left)
+    assert (settings.name, settings.encoders.mamba.revision, settings.data.classes) == (text, text, [text, "b"])
+    assert Path(settings.output).name == text
+    assert (settings.data.emotions, settings.data.max_seconds) == ({text: text, "dull": None}, 10)
+
+
+def test_what_is_no_text_is_yaml_and_quotes_do_not_count() -> None:
+    words = ["name='a b'", 'data.classes=["a", b]', "encoders.mamba.revision=null", "data.cache=", "tracking=[]"]
+    settings = configuration.load(None, [*MINIMAL, *words, "data.bucketing=yes", "scale.num_workers=2"])
+    assert (settings.name, settings.data.classes, settings.data.cache) == ("a b", ["a", "b"], "")
+    assert (settings.encoders.mamba.revision, settings.tracking) == (None, [])
+    assert (settings.data.bucketing, settings.scale.num_workers) == (True, 2)
 
 
 def test_a_run_may_go_on_elsewhere_and_longer_but_not_otherwise() -> None:

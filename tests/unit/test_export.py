@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -178,12 +179,8 @@ def test_the_card_has_the_scores_of_this_checkpoint_and_their_intervals(
     local_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Path(shutil.copytree(local_run, tmp_path / "run"))
-    scores = {"uar": 0.625, "intervals": {"uar": [0.5, None]}, "recall": {"anger": 0.75, "joy": None}, "utterances": 18}
-    scores |= {"intervals": {"uar": [0.5, 0.75]}}
-    for step, found in ((6, {"reference": scores}), (3, {"reference": scores | {"uar": 0.1}})):
-        place = run / "evaluation" / f"step-{step:08d}-test"
-        place.mkdir(parents=True)
-        (place / "scores.json").write_text(json.dumps(found))
+    write_scores(run, 6, 0.625)
+    write_scores(run, 3, 0.1)
     monkeypatch.setattr("sys.argv", ["export", str(run), str(tmp_path / "out")])
     assert export.main() == 0
     assert f"predict: python -m parrot_dist.predict {tmp_path / 'out'}" in capsys.readouterr().out
@@ -193,6 +190,31 @@ def test_the_card_has_the_scores_of_this_checkpoint_and_their_intervals(
     assert "| anger | 0.750 |" in card
     assert "| joy | - |" in card
     assert "0.100" not in card
+    assert "On speakers it was not trained on, with 95 % intervals" in card
+
+
+def write_scores(run: Path, step: int, uar: float) -> None:
+    """Write what an evaluation of the checkpoint at `step` would."""
+    scores = {"uar": uar, "intervals": {"uar": [0.5, 0.75]}, "recall": {"anger": 0.75, "joy": None}, "utterances": 18}
+    place = run / "evaluation" / f"step-{step:08d}-test"
+    place.mkdir(parents=True)
+    (place / "scores.json").write_text(json.dumps({"reference": scores}))
+
+
+def test_the_card_does_not_pass_known_speakers_for_new_ones(tmp_path: Path) -> None:
+    material = write_material(str(tmp_path / "material"))
+    words = ("optim.epochs=1", "fusion.name=cnn", "fusion.branch=attention", "data.split.by=utterances")
+    run = train_here(settings(material, str(tmp_path / "runs"), *words))
+    write_scores(Path(run), checkpoint.locate(run).manifest.step, 0.9)
+    write_export(run, str(tmp_path / "with"))
+    shutil.rmtree(material.corpus)
+    write_export(run, str(tmp_path / "without"))
+    with_corpus, without = ((tmp_path / name / "README.md").read_text() for name in ("with", "without"))
+    assert re.search(r"recordings it was not trained on, of (\d) speakers, \1 of whom it was trained on", with_corpus)
+    assert "On the test part of its corpus, with 95 %" in without
+    for card in (with_corpus, without):
+        assert "speakers it was not trained on" not in card
+        assert "on the validation part, by which" in card
 
 
 def test_predictions_of_an_export_are_probabilities(exported: Path) -> None:

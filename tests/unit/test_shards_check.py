@@ -167,12 +167,14 @@ def test_a_header_that_claims_4_gb_is_refused(tmp_path: Path, kind: bytes) -> No
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KB
 
 
-@pytest.mark.parametrize("claim", [None, 0, 2**36 - 1])
-def test_a_flac_that_decodes_to_hours_is_refused(tmp_path: Path, claim: int | None) -> None:
+@pytest.mark.parametrize(
+    ("claim", "told"), [(None, "over an hour"), (0, "does not say how long"), (2**36 - 1, "over an hour")]
+)
+def test_a_flac_that_decodes_to_hours_is_refused(tmp_path: Path, claim: int | None, told: str) -> None:
     bomb = hour_of_silence(claim)
     assert len(bomb) < 300_000
     write_tar(tmp_path / "a.tar", [("k.flac", bomb), ("k.json", JOY)])
-    assert any("a.tar k: " in line and "over an hour" in line for line in faults(tmp_path))
+    assert any("a.tar k: " in line and told in line for line in faults(tmp_path))
 
 
 def test_a_flac_that_claims_less_than_it_decodes_to_is_read_no_further(tmp_path: Path) -> None:

@@ -269,6 +269,43 @@ def test_a_clip_of_two_rows_is_taken_once_and_not_named_as_left_out(
     assert (list(clips), list(strays)) == ([clip], [f"{next(iter(tables))}: {clip}"])
 
 
+SESSION = {
+    "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt": IEMOCAP_LABELS,
+    "Session1/dialog/transcriptions/Ses01F_impro01.txt": IEMOCAP_TEXT,
+}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "name", "tables"),
+    [
+        ("cremad", "AudioWAV/1001_DFA_ANG_XX.wav", {}),
+        ("emodb", "wav/03a01Fa.wav", {}),
+        ("mesd", "Anger_C_A_abajo.wav", {}),
+        ("ravdess", "Actor_12/03-01-06-01-02-01-12.wav", {}),
+        ("savee", "AudioData/DC/a01.wav", {}),
+        ("tess", "OAF_angry/OAF_back_angry.wav", {}),
+        ("iemocap", "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav", SESSION),
+    ],
+)
+def test_of_a_corpus_that_was_unpacked_twice_each_recording_is_taken_once(
+    tmp_path: Path, corpus: str, name: str, tables: dict[str, str]
+) -> None:
+    copies = [name, f"again/{name}", f"once/more/{name}"]
+    lay_out(tmp_path, **dict.fromkeys(copies, ""), **tables)
+    clips, strays = read(corpus, tmp_path)
+    first, *others = sorted(copies)
+    assert list(clips) == [first]
+    assert strays == dict.fromkeys(others, f"there is {first} too")
+
+
+def test_one_name_of_several_speakers_is_several_recordings_and_two_spellings_of_a_name_are_one(tmp_path: Path) -> None:
+    names = ["ALL/DC_a01.wav", "ALL/JE_a01.wav", "AudioData/DC/a01.wav", "AudioData/JK/a01.wav"]
+    lay_out(tmp_path, **dict.fromkeys(names, ""))
+    clips, strays = read("savee", tmp_path)
+    assert {path: clip.speaker for path, clip in clips.items()} == {names[0]: "DC", names[1]: "JE", names[3]: "JK"}
+    assert strays == {names[2]: f"there is {names[0]} too"}
+
+
 def test_two_files_for_one_turn_are_not_mixed_up(tmp_path: Path) -> None:
     lay_out(
         tmp_path,

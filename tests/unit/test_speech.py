@@ -49,6 +49,15 @@ def test_the_corpus_is_described_and_spoken_once(tmp_path, monkeypatch, capsys):
     assert "12 utterances spoken" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [("--seed", "-1"), ("--speakers", "0"), ("--speakers", "-3")])
+def test_nobody_and_seeds_below_0_are_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.setattr("sys.argv", ["shards.speak", str(tmp_path / "out"), *words])
+    with pytest.raises(SystemExit, match="2"):
+        speak.main()
+    assert "--seed must be 0 or more, and --speakers 1 or more" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_emotions_move_pitch_and_tempo_as_the_literature_says():
     speaker = speak.make_speaker(0, 3)
     measured = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -63,6 +64,36 @@ def test_too_few_speakers_are_refused() -> None:
     index = Index(text, text, zeros, zeros, zeros, text, np.array(list("aabb"), object), text, text, text, {}, "")
     with pytest.raises(UserError, match="2 speakers cannot fill 5 folds"):
         split_all(index, Split())
+
+
+@given(
+    st.integers(1, 30),
+    st.integers(2, 9),
+    st.floats(0.01, 0.99),
+    st.sampled_from(["speakers", "utterances"]),
+    st.integers(0, 100),
+)
+def test_all_folds_are_refused_alike_or_have_all_their_parts_and_the_advice_can_be_followed(
+    speakers: int, folds: int, share: float, by: str, seed: int
+) -> None:
+    index = official([""] * speakers)
+    index = replace(index, key=index.speaker, language=np.resize(np.array(["de", "en", "en"], object), speakers))
+    (refusal,) = {refused(index, Split(by, folds, fold, share), seed) for fold in range(folds)}
+    advice = re.search(r"folds=(\d+)", refusal)
+    assert bool(advice) == (refusal != "" and speakers >= 3)
+    if advice:
+        advised = int(advice[1])
+        assert {refused(index, Split(by, advised, fold, share), seed) for fold in range(advised)} == {""}
+
+
+def refused(index: Index, split: Split, seed: int) -> str:
+    """Why; empty where there is something in each part."""
+    try:
+        parts = split_all(index, split, seed)
+    except UserError as error:
+        return str(error)
+    assert all(len(rows) for rows in (parts.train, parts.validation, parts.test))
+    return ""
 
 
 @given(indexes(), st.integers(0, 100))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from parrot_dist.data import audio
 from parrot_dist.data.windows import BLOCK_VALUES, cut, read_blocks
 from parrot_dist.errors import UserError
+from tests.corpus import flac_that_claims
 
 
 @given(
@@ -53,7 +54,15 @@ def test_the_pieces_of_a_file_are_the_file(tmp_path: Path, rate: int, channels: 
 def test_what_is_no_audio_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.wav").write_text("not a sound")
     soundfile.write(tmp_path / "nan.wav", np.full(100, np.nan), 16000, "FLOAT")
-    for name, reason in (("notes.wav", "not a readable"), ("none.wav", "not a readable"), ("nan.wav", "not finite")):
+    soundfile.write(tmp_path / "nothing.wav", np.zeros(0), 16000)
+    (tmp_path / "stream.flac").write_bytes(flac_that_claims(0))
+    for name, reason in (
+        ("notes.wav", "not a readable"),
+        ("none.wav", "there is no such file"),
+        ("nan.wav", "not finite"),
+        ("nothing.wav", "the audio is empty"),
+        ("stream.flac", "does not say how long it is"),
+    ):
         with pytest.raises(UserError, match=reason) as error:
             list(read_blocks(str(tmp_path / name)))
         assert str(tmp_path / name) in str(error.value)
