@@ -201,13 +201,33 @@ def _list(url: str) -> dict[str, dict[str, Any]]:
     fs, path = filesystem(url)
     with explained(url):
         try:
-            found = fs.find(path, detail=True)
+            found = _walk(path) if "file" in fs.protocol else fs.find(path, detail=True)
         except FileNotFoundError:
             return {}
     # Not what is at `url` itself: an object, or a folder if the first one below came just now. Nor the empty objects
     # with a slash at their end that some programs make for folders.
     below = {name: info for name, info in sorted(found.items()) if name != path and not name.endswith("/")}
     return {posixpath.relpath(name, path): info for name, info in below.items()}
+
+
+def _walk(folder: str) -> dict[str, dict[str, Any]]:
+    """Path -> name and size of every file below a local folder, links to files included.
+
+    fsspec's `find` takes a folder that cannot be read for one that is not there: a run would begin anew.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):  # deleted since it was seen; a file
+            raise error
+
+    found = {}
+    for place, _, names in os.walk(folder, onerror=refuse):
+        for path in (posixpath.join(place, name) for name in names):
+            size = 0
+            with suppress(FileNotFoundError):  # a link that leads nowhere; or deleted since
+                size = os.stat(path).st_size
+            found[path] = {"name": path, "size": size}
+    return found
 
 
 def _mark(info: dict[str, Any]) -> str:
@@ -288,9 +308,15 @@ def local_copy(url: str) -> Path:
 
 @contextmanager
 def temporary_copy(url: str) -> Iterator[Path]:
-    """A local path with the content of the file at `url` as long as the block lasts; a local `url` as it is."""
+    """A local path with the content of the file at `url` as long as the block lasts; a local `url` as it is.
+
+    Raises:
+        UserError: there is no such file.
+    """
     fs, path = filesystem(url)
     if "file" in fs.protocol:
+        with explained(url):
+            Path(path).stat()
         yield Path(path)
         return
     with tempfile.TemporaryDirectory() as folder:

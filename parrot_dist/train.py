@@ -13,6 +13,7 @@ from parrot_dist import configuration
 from parrot_dist.config import Config, Scale
 from parrot_dist.errors import exits_cleanly
 from parrot_dist.local.cluster import ray_head
+from parrot_dist.local.process import interrupted_by_sigterm
 from parrot_dist.manual import Parser
 from parrot_dist.reporting.view import JsonLines, Text
 
@@ -28,14 +29,18 @@ def main() -> int:
     args = command_line().parse_intermixed_args(sys.argv[1:])
     settings = configuration.load(args.config, args.words)
     view = JsonLines() if args.json else Text(settings.optim.epochs, quiet=args.quiet)
-    from parrot_dist.training.prepare import prepare  # seconds of imports that a mistyped setting need not wait for
+    from parrot_dist.training.lease import hold  # seconds of imports that a mistyped setting need not wait for
+    from parrot_dist.training.prepare import check_stores, prepare
 
-    if not prepare(settings, view):
-        return 0
-    with cluster(settings.scale):
-        from parrot_dist.training.launch import launch  # imports Ray, which reads its environment when imported
+    check_stores(settings)
+    # SIGTERM, too, shall let the next driver in at once.
+    with interrupted_by_sigterm(), hold(settings.run_url, lambda text: view.show("message", text=text)) as lease:
+        if not prepare(settings, view):
+            return 0
+        with cluster(settings.scale):
+            from parrot_dist.training.launch import launch  # imports Ray, which reads its environment when imported
 
-        return launch(settings, view)
+            return launch(settings, view, lease)
 
 
 def command_line() -> Parser:

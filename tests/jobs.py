@@ -13,6 +13,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from parrot_dist import configuration, storage
+from parrot_dist.config import Config
 from parrot_dist.local.cluster import client_environment
 from parrot_dist.local.encoders import write_random_encoders
 from parrot_dist.training import checkpoint
@@ -58,6 +59,13 @@ def settings(material: Material, output: str, *words: str) -> list[str]:
         "fusion.reference_rows=16",
         *words,
     ]
+
+
+def short_job(material: Material, output: Path, *words: str) -> Config:
+    """A job of 2 epochs with 6 steps each, in float32."""
+    return configuration.load(
+        None, settings(material, str(output), "optim.epochs=2", "optim.precision=float32", *words)
+    )
 
 
 def drop_reference(folder: Path) -> None:
@@ -116,7 +124,7 @@ class Driver:
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Return as soon as `condition()`, which it does not say."""
-        wait_until(lambda: condition() or self.process.poll() is not None, 100)
+        wait_until(lambda: condition() or self.process.poll() is not None, 300)
         if not condition():
             self.finish()
             raise AssertionError(f"the run ended before:\n{self.output}")

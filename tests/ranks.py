@@ -42,6 +42,9 @@ class Listener:
         self.asked += 1
         return self.asked - 1 == self.stop_at
 
+    def notice(self) -> str | None:
+        return None
+
     def at(self, step: int | None) -> None:
         pass
 
@@ -78,6 +81,11 @@ def train(config: Config, world: int, folder: Path, stop_at: int | None = None) 
         process.join()
     assert len({how for _, how, _ in ended}) == 1, ended
     return ended[0][1], ended[0][2]
+
+
+def losses(events: list[tuple[str, dict[str, Any]]]) -> list[float]:
+    """The training loss of each epoch."""
+    return [event["train_loss"] for kind, event in events if kind == "epoch"]
 
 
 def next_result(results: Any, processes: list[Any]) -> Any:

@@ -111,5 +111,8 @@ class Silent:
         """Never: a cell is ended with its process."""
         return False
 
+    def notice(self) -> None:
+        """None: nothing of a cell is saved before its end."""
+
     def at(self, step: int | None) -> None:
         """Let the step pass."""

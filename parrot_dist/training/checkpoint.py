@@ -129,9 +129,16 @@ def _write_parts(url: str, manifest: Manifest, parts: Mapping[str, bytes], fence
 
 
 def find_all(run_url: str) -> list[Found]:
-    """The complete checkpoints of a run, oldest first; torn ones are named in the log."""
+    """The complete checkpoints of a run, oldest first; torn ones are named in the log.
+
+    Of two at one step the later one has what the other had, or takes the place of a damaged one.
+    """
     root = storage.join(run_url, FOLDER)
-    files = storage.list_files(root)
+    return _complete(root, storage.list_files(root))
+
+
+def _complete(root: str, files: Mapping[str, int]) -> list[Found]:
+    """The complete ones of the checkpoints below `root`, where `files` lie."""
     found = []
     for name in sorted({name.partition("/")[0] for name in files}):
         url = storage.join(root, name)
@@ -178,8 +185,13 @@ def best(run_url: str) -> Found | None:
 
 def best_of(found: list[Found]) -> Found | None:
     """The one of `found` with the highest score, the earliest of equals; None if none has a score."""
-    scored = [one for one in found if one.manifest.score is not None]
+    scored = [one for one in _latest(found) if one.manifest.score is not None]
     return max(scored, key=lambda one: (round(one.manifest.score or 0.0, DIGITS), -one.manifest.step), default=None)
+
+
+def _latest(found: list[Found]) -> list[Found]:
+    """The last one at each step."""
+    return list({one.manifest.step: one for one in found}.values())
 
 
 def locate(url: str) -> Found:
@@ -218,9 +230,11 @@ def retain(run_url: str, keep: int, step: int, fence: Callable[[], None] = unfen
     Only for the one writer of a run, while it writes nothing; `fence`: see `save`. `step`: of the newest. What lies
     beyond it was passed over as damaged when the run went on, and must not take the place of a whole one.
     """
-    root, found = storage.join(run_url, FOLDER), [one for one in find_all(run_url) if one.manifest.step <= step]
+    root = storage.join(run_url, FOLDER)
+    files = storage.list_files(root)  # once: what one listing has as complete, another must not show as torn
+    found = _latest([one for one in _complete(root, files) if one.manifest.step <= step])
     kept = {one.url for one in found[-keep:]} | {one.url for one in [best_of(found)] if one}
-    for name in {name.partition("/")[0] for name in storage.list_files(root)}:
+    for name in {name.partition("/")[0] for name in files}:
         url = storage.join(root, name)
         if url not in kept:
             fence()
@@ -254,6 +268,11 @@ class Writer:
         """
         self.wait()
         self._pending = self._pool.submit(self._save, manifest, dump, time.perf_counter() - began)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being saved."""
+        return self._pending is not None and not self._pending.done()
 
     def wait(self) -> None:
         """Return when what was given to `save` is complete on storage; raises what went wrong."""

@@ -31,7 +31,7 @@ from parrot_dist.reporting.tracking import Tracking, curves
 from parrot_dist.reporting.view import View
 from parrot_dist.training.checkpoint import SETTLE_S
 from parrot_dist.training.gauges import Gauges
-from parrot_dist.training.lease import Lease, hold
+from parrot_dist.training.lease import Lease
 from parrot_dist.training.monitor import Event, Monitor
 from parrot_dist.training.prepare import show_end
 from parrot_dist.training.pulse import LONGEST_PAUSE_S, Suspect, hanging
@@ -45,20 +45,18 @@ GRACE_SECONDS = 5.0  # between one worker's failure and the end of all: most fai
 AWAY = (ActorUnavailableError, LocalRayletDiedError, NodeDiedError, RaySystemError, RpcError)
 
 
-def launch(config: Config, view: View) -> int:
+def launch(config: Config, view: View, lease: Lease) -> int:
     """Run the job of `config` on the cluster that RAY_ADDRESS names, shown by `view`, and return the exit code.
+
+    `lease`: this driver's on the run.
 
     0: all epochs are done. 128 + signal: stopped, with a checkpoint; at once if no worker had begun, or at a second
     signal. 1: the workers were lost more often than `scale.max_failures`.
 
     Raises:
-        UserError: the data or the settings do not allow it, or another driver trains this run.
+        UserError: the data or the settings do not allow it, or another driver has taken the run over.
     """
-    with (
-        hold(config.run_url, lambda text: view.show("message", text=text)) as lease,
-        connect(),
-        signals_on_socket() as signals,
-    ):
+    with connect(), signals_on_socket() as signals:
         # On the driver's node: anywhere else, the loss of that node would end the driver and not only its workers.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         monitor: Any = ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=here).remote()

@@ -125,8 +125,9 @@ class Lease:
             storage.write_bytes(_place(self._run_url, self._number), replace(self._holder, beats=beats).dump())
 
     def release(self) -> None:
-        """Let the next driver in at once."""
-        storage.delete(_place(self._run_url, self._number))
+        """Let the next driver in at once, unless it is there: it may have this one's number."""
+        if self.claim.loss() is None:
+            storage.delete(_place(self._run_url, self._number))
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from parrot_dist.training.task import Task
 
 NON_FINITE_SHARE = 0.1  # of an epoch's steps: a run that leaves out more is not the one that was asked for
 STEP_REPORT_SECONDS = 0.5  # as often as the driver looks
+NOTICE_SECONDS = 5.0  # between two questions for a notice, and so between two checkpoints after it; as Ray Train asks
 
 
 class Loop:
@@ -50,7 +51,9 @@ class Loop:
         on_epoch: Callable[[EpochRecord], None],
         fence: Callable[[], None] = unfenced,
     ) -> None:
-        """`feed`: gives each branch of `model` what it reads as far as it is frozen when this is called."""
+        """`feed`: gives each branch of `model` what it reads as far as it is frozen when this is called; `on_epoch` may
+        wait for all ranks.
+        """
         self.task, self.model, self.feed, self.place = task, model, feed, place
         self.reporter, self.on_epoch = reporter, on_epoch
         self.config: Config = task.config
@@ -66,7 +69,8 @@ class Loop:
         )
         self.saved: int | None = None  # the step of the newest checkpoint
         self.named: set[str] = set()
-        self.reported = 0.0
+        self.notice: str | None = None  # the newest, of machines that will be taken away
+        self.asked = self.reported = 0.0
 
     def run(self, found: Found | None) -> None:
         """Train from `found` (None: from the beginning) to the end.
@@ -171,12 +175,15 @@ class Loop:
         self._name(skipped)
         stop = self.place.rank == 0 and self.reporter.stop_wanted()
         size = len(batch.rows) if isinstance(batch, Batch) else 0
-        facts = self.place.exchange([size, len(skipped), failure is not None, stop])
-        rows, broken, failed, stopped = facts.T
+        ask = self.place.rank == 0 and time.monotonic() - self.asked > NOTICE_SECONDS
+        facts = self.place.exchange([size, len(skipped), failure is not None, stop, ask])
+        rows, broken, failed, stopped, asked = facts.T
         if failed.any():
             raise UserError(next(text for text in self.place.collect(failure) if text))
         if stopped.any():
             self._leave()
+        if asked.any():
+            self._heed_notice()
         self.state.skipped += int(broken.sum())
         if self.task.too_many(self.state.skipped, len(plan.order)):
             names = [name for part in self.place.collect(self.named) for name in part]
@@ -188,6 +195,20 @@ class Loop:
         self.save(score=None, hurry=True)
         self.writer.wait()
         raise Stopped
+
+    def _heed_notice(self) -> None:
+        """If machines of the run will be taken away, save what it takes to go on; every rank asks.
+
+        Reference rows are not in it, for there may be no time: they are added when the run goes on from there.
+        """
+        self.asked, notice = time.monotonic(), self.reporter.notice()
+        if notice is None or self.place.rank != 0:
+            return
+        if notice != self.notice:
+            self.notice = notice
+            self.reporter.put("warning", text=f"{notice}; until then a checkpoint every {NOTICE_SECONDS:g} s")
+        if self.saved != self.state.step and not self.writer.busy:
+            self._write(None, None, time.perf_counter())
 
     def _look_up(self, heed: bool = True) -> bool:
         """Show that this rank gets on; and whether the driver asks to stop, where that is to be heeded."""
@@ -277,10 +298,13 @@ class Loop:
         self.state.close_epoch(record)
         try:
             self.save(score=record.uar)
+        except Stopped:  # on all ranks
+            self.on_epoch(record)
+            raise
         finally:  # also where this is the last that is done
             if self.place.rank == 0:
                 self.reporter.put("epoch", **asdict(record))
-            self.on_epoch(record)
+        self.on_epoch(record)
 
     def _validate(self) -> EpochRecord | None:
         """What the epoch came to; None if the driver asked to stop."""

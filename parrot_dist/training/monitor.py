@@ -7,9 +7,11 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import ray
+import ray.train
 from ray.exceptions import ActorUnavailableError, RayError
 
 from parrot_dist.reporting.view import Kind
@@ -37,6 +39,9 @@ class Listener(Protocol):
 
     def stop_wanted(self) -> bool:
         """Whether the run shall save a checkpoint and leave."""
+
+    def notice(self) -> str | None:
+        """What is known of machines of the run that will be taken away soon, if anything; all ranks ask together."""
 
     def at(self, step: int | None) -> None:
         """Take note that this rank gets on, and is at this step of the run; None: at work that takes what it takes."""
@@ -116,6 +121,18 @@ class Reporter:
         if self._lost is not None:
             raise self._lost
         return self._stop
+
+    def notice(self) -> str | None:
+        """See `Listener`. On spot machines, and where Kubernetes moves a pod, Ray drains a node first."""
+        info = ray.train.get_preemption_info()
+        if info is None:
+            return None
+        when = "soon"
+        if info.deadline_ms is not None:
+            when = f"at {datetime.fromtimestamp(info.deadline_ms / 1000, UTC):%H:%M:%S} UTC"
+        ranks = info.preempted_ranks
+        who = "workers {} lose their nodes" if len(ranks) > 1 else "worker {} loses its node"
+        return f"{who.format(', '.join(map(str, ranks)))} {when}"
 
     def _listen(self) -> None:
         try:

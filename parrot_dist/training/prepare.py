@@ -13,16 +13,25 @@ from parrot_dist.training.model import CONFIG_PART, build_model, check_encoders,
 from parrot_dist.training.task import check_corpus, check_task, open_task
 
 
-def prepare(config: Config, view: View) -> bool:
-    """Find everything that can be wrong before a worker starts, and write down the resolved configuration.
-
-    Returns whether there is anything to do: not if the run is complete, which is then said.
+def check_stores(config: Config) -> None:
+    """Return if the places that a run writes to can be written to.
 
     Raises:
-        UserError: the store, the corpus, an encoder or an earlier run of this name does not fit the configuration.
+        UserError: one cannot; says why.
     """
     for place in {config.output, config.cache_url} if config.data.keep_frozen else {config.output}:
         storage.check_writable(place)
+
+
+def prepare(config: Config, view: View) -> bool:
+    """Find everything else that can be wrong before a worker starts, and write down the resolved configuration.
+
+    For the driver that holds the run: another one could change what this has found, and would lose its own settings.
+    Returns whether there is anything to do: not if the run is complete, which is then said.
+
+    Raises:
+        UserError: the corpus, an encoder or an earlier run of this name does not fit the configuration.
+    """
     task = open_task(config)
     check_task(task)
     newest = checkpoint.newest_intact(config.run_url)

@@ -14,6 +14,7 @@ from parrot_dist.data.index import audio_member, parse_members
 from parrot_dist.data.plan import Rows
 from parrot_dist.reporting.comparison import Against, compare
 from parrot_dist.reporting.embedding_map import map_embeddings
+from parrot_dist.reporting.history import EpochRecord
 from parrot_dist.reporting.mistakes import Mistake, surest_mistakes, to_urls
 from parrot_dist.reporting.plots import confusion_svg
 from parrot_dist.reporting.provenance import provenance, read_starts
@@ -110,12 +111,20 @@ def _report(
         map=map_embeddings(vector_spaces(task, head, embedded), labels, task.config.seed),
         alignment=first_plan(task, head, embedded),
         mistakes=_mistakes(task, evaluation.rows, evaluation.probabilities(subject.mode)),
-        history=read_history(checkpoint.newest(run_url) or subject.found),
+        history=_history(subject.found),
         configuration=configuration.dumps(task.config),
         starts=read_starts(run_url),
         versions=provenance(),
         commands=_commands(subject, split),
     )
+
+
+def _history(found: checkpoint.Found) -> list[EpochRecord]:
+    """The epochs of the run of `found`, also those after it unless its newest checkpoint is damaged."""
+    try:
+        return read_history(checkpoint.newest(found.run_url) or found)
+    except checkpoint.Damaged:
+        return read_history(found)
 
 
 def _mistakes(task: Task, rows: Rows, probabilities: np.ndarray) -> list[Mistake]:

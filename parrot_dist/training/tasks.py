@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from parrot_dist.config import Scale
-from parrot_dist.errors import UserError
+from parrot_dist.errors import Unreachable, UserError
 from parrot_dist.training.trainer import resources_of
 
 Result = TypeVar("Result")
@@ -28,7 +28,9 @@ def run_all(
     if calls and not any(all(node.get(name, 0) >= amount for name, amount in need.items()) for node in nodes):
         wanted = " and ".join(f"{amount:g} {name}s" for name, amount in need.items())
         print(f"waiting until the cluster has a node with {wanted}", flush=True)
-    task = ray.remote(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0))(function)
+    # A store that is away for a while is not the end of all the others.
+    options = {"num_cpus": need["CPU"], "num_gpus": need.get("GPU", 0), "retry_exceptions": [Unreachable]}
+    task: Any = ray.remote(**options)(function)  # type: ignore[call-overload]  # typed as if it took no list
     running = {task.remote(*call): number for number, call in enumerate(calls)}
     while running:
         (ready,), _ = ray.wait(list(running))

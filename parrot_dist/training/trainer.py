@@ -17,6 +17,7 @@ from parrot_dist.training.rendezvous import Rendezvous
 from parrot_dist.training.worker import train_worker
 
 RAY_FOLDER = "ray"  # of the run: what Ray Train writes
+MIN_WAIT_S, MAX_WAIT_S = 1800, 7 * 24 * 3600
 
 
 class Trainer(ray.train.torch.TorchTrainer):
@@ -51,7 +52,9 @@ def build_trainer(config: Config, monitor: Any, claim: Claim) -> Trainer:
             resources_per_worker=resources_of(scale),
             placement_strategy=scale.placement,
         ),
-        torch_config=Rendezvous(backend="cpu:gloo,cuda:nccl" if scale.use_gpu else "gloo"),
+        torch_config=Rendezvous(
+            backend="cpu:gloo,cuda:nccl" if scale.use_gpu else "gloo", timeout_s=wait_of(scale.hang_seconds)
+        ),
         run_config=ray.train.RunConfig(
             # A name of its own each time: what to go on from is read off our checkpoints, not off Ray's memory.
             name=secrets.token_hex(4),
@@ -60,6 +63,11 @@ def build_trainer(config: Config, monitor: Any, claim: Claim) -> Trainer:
             failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
         ),
     )
+
+
+def wait_of(hang_seconds: float) -> int:
+    """Seconds that ranks wait for each other: longer than it takes to find one that hangs; half an hour at least."""
+    return max(MIN_WAIT_S, int(2 * hang_seconds)) if hang_seconds else MAX_WAIT_S
 
 
 def resources_of(scale: Scale, workers: int = 1) -> dict[str, float]:

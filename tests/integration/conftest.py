@@ -11,9 +11,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from parrot_dist import storage
+from parrot_dist.config import Config
 from parrot_dist.local.cluster import RayHead
+from parrot_dist.local.encoders import write_random_encoders
 from parrot_dist.local.s3 import S3Server
-from tests.jobs import Material, settings, train_here, write_material
+from tests.corpus import write_corpus
+from tests.jobs import Material, settings, short_job, train_here, write_material
+from tests.ranks import losses, train
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -62,3 +66,21 @@ def trained(material: Material, s3: S3Server) -> Callable[[str], str]:
         return train_here(settings(material, f"s3://{s3.bucket}/trained-{head}", *words))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    """A corpus of short clips and two encoders on local disk, which nobody changes."""
+    folder = tmp_path_factory.mktemp("short")
+    corpus = write_corpus(str(folder / "corpus"), speakers=8, clips=9, seconds=0.4)
+    return Material(corpus, write_random_encoders(str(folder / "encoders")))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(short: Material, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[float]]:
+    """The short job on one rank, as nothing disturbed it, and its losses."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = short_job(short, folder)
+    how, events = train(config, 1, folder)
+    assert how == "finished"
+    return config, losses(events)

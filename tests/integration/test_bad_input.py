@@ -17,7 +17,7 @@ from parrot_dist import storage, train
 from parrot_dist.encoders.weights import read_tensors, ssam_file
 from parrot_dist.local.encoders import write_random_encoders
 from parrot_dist.local.s3 import S3Server
-from parrot_dist.training import checkpoint
+from parrot_dist.training import checkpoint, lease
 from tests.corpus import write_corpus
 from tests.jobs import Driver, Material, settings, train_here
 
@@ -114,6 +114,18 @@ def test_wrong_credentials(
     assert "access refused" in message
     assert "Traceback" not in message
     assert secret_of(Path(s3.env["AWS_SHARED_CREDENTIALS_FILE"])) not in message
+
+
+def test_a_driver_of_a_run_that_another_one_holds_changes_nothing_of_it(
+    material: Material, bucket_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+    monkeypatch.setattr("sys.argv", ["train", *settings(material, bucket_url, "optim.lr=1")])
+    with lease.hold(f"{bucket_url}/run", pytest.fail):
+        there = storage.list_files(f"{bucket_url}/run").keys()
+        assert train.main() == 2
+        assert storage.list_files(f"{bucket_url}/run").keys() == there
+    assert "is being trained by process" in capsys.readouterr().err
 
 
 def test_a_shard_that_was_cut_short(refused: Attempt, bucket_url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -17,9 +18,10 @@ from parrot_dist.local import process
 from parrot_dist.local.cluster import ANY_PORT, RayHead, client_environment, ray_head
 from parrot_dist.local.s3 import S3Server
 from parrot_dist.training import checkpoint
+from tests.corpus import write_corpus
 from tests.faults import fault_proxy
 from tests.jobs import Driver, Material, settings, train_here
-from tests.processes import cut_power
+from tests.processes import cut_power, family
 from tests.ranks import distance, trained_parameters
 
 REPOSITORY = Path(__file__).parents[2]
@@ -64,9 +66,18 @@ def node(head: RayHead, env: dict[str, str], folder: Path, cpus: int = 1) -> Ite
         "--node-ip-address=127.0.0.1",
         f"--num-cpus={cpus}",
     ]
-    with process.child([*command, *ports], client_environment(env | head.env), log) as child:
+    with process.child([*command, *ports], client_environment(head.env | env), log) as child:
         process.wait_until(lambda: "Ray runtime started" in log.read_text(), child, log, timeout_s=60)
         yield child
+
+
+def distance_to_undisturbed(words: list[str], bucket_url: str) -> float:
+    """Of the parameters in a run's newest checkpoint to those of a run on one worker that nothing disturbed."""
+    newest = checkpoint.newest(f"{bucket_url}/run").manifest
+    whole = [*words, f"output={bucket_url}/whole", f"optim.epochs={newest.epoch + 1}"]
+    whole.append(f"checkpoint.every_steps={newest.step}")
+    train_here(whole)
+    return distance(*(trained_parameters(configuration.load(None, part), newest.step) for part in (words, whole)))
 
 
 def test_a_submitted_job_has_a_worker_on_each_of_two_nodes(
@@ -103,11 +114,35 @@ def test_a_new_node_makes_a_run_grow_and_its_power_cut_makes_it_shrink_again(
                 driver.wait_for("/6  loss")
             driver.process.send_signal(signal.SIGTERM)
             assert driver.finish() == 128 + signal.SIGTERM, driver.output
-    step = checkpoint.newest(f"{bucket_url}/run").manifest.step
-    whole = [f"output={bucket_url}/whole", f"optim.epochs={-(-step // 6)}", f"checkpoint.every_steps={step}"]
-    train_here([*words, *whole])
-    ours, theirs = (trained_parameters(configuration.load(None, part), step) for part in (words, [*words, *whole]))
-    assert distance(ours, theirs) < 1e-3
+    assert distance_to_undisturbed(words, bucket_url) < 1e-3
+
+
+def test_a_node_that_is_told_to_go_leaves_once_what_was_trained_is_saved(
+    material: Material, bucket_url: str, s3: S3Server, head: RayHead, tmp_path: Path
+) -> None:
+    told = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "500"}  # it would be gone on its own after so long
+    watched = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2"}
+    corpus = write_corpus(f"{bucket_url}/corpus", speakers=8, clips=40)
+    words = [f"data.shards={corpus}", "scale.num_workers=[1,2]", "optim.epochs=1000", "optim.batch_size=4"]
+    words += ["optim.precision=float32", "optim.lr=1e-4", "fusion.name=concat"]
+    words = settings(material, bucket_url, *words)
+
+    def within_an_epoch() -> bool:  # where nobody saves unless told
+        return any(one.manifest.epoch_step for one in checkpoint.find_all(f"{bucket_url}/run"))
+
+    with node(head, s3.env | SOON | told, tmp_path) as added, Driver(words, head.env | watched) as driver:
+        driver.wait_for(" on 2 workers")
+        driver.wait_for("  loss")
+        assert not within_an_epoch()
+        os.kill(family(added.pid)[1], signal.SIGTERM)  # the first is its guard
+        driver.wait_for(" loses its node at ")
+        driver.wait_until(within_an_epoch)
+        cut_power(added.pid)
+        driver.wait_for(" on 1 workers")
+        driver.wait_for("  loss")
+        driver.process.send_signal(signal.SIGTERM)
+        assert driver.finish() == 128 + signal.SIGTERM, driver.output
+    assert distance_to_undisturbed(words, bucket_url) < 1e-3
 
 
 def test_a_run_whose_only_node_lost_its_power_ends_when_told_to_and_says_where_it_goes_on(

@@ -146,6 +146,34 @@ def test_a_store_that_refuses_access_is_no_damage(run: str, monkeypatch: pytest.
         checkpoint.newest_intact(run)
 
 
+def test_what_is_saved_again_takes_the_place_of_a_damaged_one_of_its_step(run: str) -> None:
+    checkpoint.save(run, manifest(1, 0.1), PARTS)
+    spoil(checkpoint.save(run, manifest(2, 0.2), PARTS), "state.pt")
+    again = checkpoint.save(run, manifest(2, 0.2), PARTS)
+    assert checkpoint.best(run).url == checkpoint.locate(run).url == again
+    checkpoint.retain(run, 2, 2)
+    assert [found.url for found in checkpoint.find_all(run)][1:] == [again]
+    assert steps(run) == [1, 2]
+
+
+def test_what_one_listing_has_as_torn_and_the_next_as_whole_is_kept(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a file system answers for a moment with less than it holds, or a part is only now to be seen."""
+    for step in (1, 2):
+        checkpoint.save(run, manifest(step), PARTS)
+    listings = []
+
+    def list_files(url: str) -> dict[str, int]:
+        listings.append(url)
+        whole = list_whole(url)
+        return whole if len(listings) > 1 else {name: whole[name] for name in whole if "step-00000001" not in name}
+
+    list_whole = storage.list_files
+    monkeypatch.setattr(storage, "list_files", list_files)
+    checkpoint.retain(run, 2, 2)
+    monkeypatch.undo()
+    assert steps(run) == [1, 2]
+
+
 def test_a_damaged_checkpoint_does_not_take_the_place_of_a_whole_one(run: str) -> None:
     for step in (1, 9):
         checkpoint.save(run, manifest(step, step / 10), PARTS)

@@ -23,7 +23,12 @@ LATER = Holder("later", "node-9", 7, "2026-01-02 03:04:05 UTC", 0)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)  # a living driver is not taken for dead: `STALE_S` stays long
+
+
+@pytest.fixture
+def soon_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that wait for a death."""
     monkeypatch.setattr(lease, "STALE_S", 1.0)
 
 
@@ -58,6 +63,7 @@ def test_a_driver_that_died_on_this_host_is_replaced_at_once(tmp_path: Path) -> 
         assert list(storage.list_files(str(tmp_path))) == [f"{FOLDER}/00000005.json"]
 
 
+@pytest.mark.usefixtures("soon_dead")
 def test_a_driver_that_died_elsewhere_is_replaced_once_it_has_been_silent_for_long(tmp_path: Path) -> None:
     leave_behind(str(tmp_path), "node-1", 1)
     told: list[str] = []
@@ -67,6 +73,7 @@ def test_a_driver_that_died_elsewhere_is_replaced_once_it_has_been_silent_for_lo
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.usefixtures("soon_dead")
 def test_a_driver_on_another_machine_of_this_name_is_not_dead_because_its_process_is_not_here(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
@@ -77,6 +84,7 @@ def test_a_driver_on_another_machine_of_this_name_is_not_dead_because_its_proces
     assert len(this_machine()) > 30
 
 
+@pytest.mark.usefixtures("soon_dead")
 def test_files_of_others_and_damaged_ones_neither_end_the_renewal_nor_hide_that_a_run_was_taken_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -109,6 +117,7 @@ def test_a_renewal_that_fails_is_tried_again_loudly_and_for_long_is_a_loss(
         wait_until(lambda: b'"beats": 2' in storage.read_bytes(str(tmp_path / FOLDER / "00000000.json")), 20)
         assert "cannot be renewed: ValueError('a strange answer')" in caplog.text
         assert held.lost is None
+        monkeypatch.setattr(lease, "STALE_S", 1.0)
         faults += [TypeError("no answer")] * 1000
         wait_until(lambda: held.lost is not None, 20)
     assert "its lease cannot be renewed any more: TypeError('no answer')" in str(held.lost)
@@ -181,3 +190,12 @@ def test_of_several_drivers_at_once_one_wins(kind: str, tmp_path: Path, request:
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == ["held", "refused", "refused", "refused"]
+
+
+def test_a_driver_that_was_taken_for_dead_leaves_the_lease_of_the_one_that_has_its_number_now(tmp_path: Path) -> None:
+    place = storage.join(str(tmp_path), FOLDER, "00000000.json")
+    storage.write_bytes(place, LATER.dump())
+    Lease(str(tmp_path), 0, replace(LATER, token="first")).release()
+    assert storage.find_bytes(place) == LATER.dump()
+    Lease(str(tmp_path), 0, LATER).release()
+    assert storage.find_bytes(place) is None

@@ -6,6 +6,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+import ray.train
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from parrot_dist.training import monitor
@@ -49,3 +50,19 @@ def test_a_rank_hears_of_a_stop_and_of_the_loss_of_the_monitor_without_waiting_f
     wait_until(listening.stop_wanted, 20)
     with pytest.raises(ActorDiedError):
         wait_until(deaf.stop_wanted, 20)
+
+
+@pytest.mark.parametrize(
+    ("deadline_ms", "nodes", "text"),
+    [
+        (1767323045678, {"node": [3]}, "worker 3 loses its node at 03:04:05 UTC"),
+        (None, {"one": [4, 0], "other": [2]}, "workers 0, 2, 4 lose their nodes soon"),
+    ],
+)
+def test_a_notice_says_whose_nodes_are_taken_away_and_when(
+    monkeypatch: pytest.MonkeyPatch, deadline_ms: int | None, nodes: dict[str, list[int]], text: str
+) -> None:
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: ray.train.PreemptionInfo(deadline_ms, nodes))
+    assert monitor.Reporter(None, None).notice() == text
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: None)
+    assert monitor.Reporter(None, None).notice() is None

@@ -55,6 +55,22 @@ def test_listing_names_sizes_below_a_place(tmp_path: Path) -> None:
     assert not storage.exists(str(tmp_path / "a"))
 
 
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write_bytes(str(tmp_path / "a" / "b"), b"12")
+    scandir = os.scandir
+
+    def stale(folder: str) -> object:
+        if str(folder).endswith("/a"):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", stale)
+    with pytest.raises(OSError, match="Stale file handle"):
+        storage.list_files(str(tmp_path))
+
+
 def test_a_version_changes_with_the_content_also_behind_a_link(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "kept" / "a"), b"12")
     (tmp_path / "seen").mkdir()

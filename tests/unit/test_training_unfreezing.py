@@ -65,6 +65,9 @@ class Whole:
     def stop_wanted(self) -> bool:
         return False
 
+    def notice(self) -> None:
+        return None
+
     def at(self, step: int | None) -> None:
         self.ats.append(step)
 
