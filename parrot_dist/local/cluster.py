@@ -6,6 +6,7 @@ which ends every Ray on the machine (ray#12264).
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -164,17 +165,30 @@ def ray_head(folder: Path, env: Mapping[str, str], num_cpus: int | None = None) 
 
 def start_command(temp: str, num_cpus: int | None) -> list[str]:
     """`ray start` for a head on loopback that keeps its files in `temp`."""
-    with socket.socket() as probe:  # for the one server of Ray's that cannot choose its port
-        probe.bind((LOOPBACK, 0))
-        client_port = probe.getsockname()[1]
     return [
         *("ray", "start", "--head", "--block", "--include-dashboard=true", "--log-color=false"),
         *(f"--node-ip-address={LOOPBACK}", f"--dashboard-host={LOOPBACK}", f"--temp-dir={temp}"),
         "--object-store-memory=200000000",  # bytes; nothing large goes through it, and /dev/shm may be small
         *([f"--num-cpus={num_cpus}"] if num_cpus is not None else []),
         *ANY_PORT,
-        f"--ray-client-server-port={client_port}",
+        f"--ray-client-server-port={pick_port()}",  # cannot choose one by itself, nor be left out
     ]
+
+
+def pick_port() -> int:
+    """A port of loopback for a server that starts soon: a random one that is free, and that nobody else is given.
+
+    It is below those (from 32768) that the system hands out, which all of Ray's other servers take.
+    """
+    while True:
+        port = 10000 + secrets.randbelow(22768)
+        with socket.socket() as probe:
+            try:
+                probe.bind((LOOPBACK, port))
+                return port
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
 
 
 def dashboard_in(log: Path) -> str:

@@ -32,7 +32,10 @@ def child(command: list[str], env: Mapping[str, str], log: Path) -> Iterator[sub
             guard, stdin=subprocess.PIPE, stdout=output, stderr=output, env=env, start_new_session=True
         ) as process,
     ):
-        yield process  # leaving the block closes its standard input and waits
+        try:
+            yield process
+        finally:  # here, since after Ctrl-C `Popen` itself waits for a quarter of a second only
+            process.communicate()  # closes its standard input and waits
 
 
 def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, timeout_s: float) -> None:
@@ -70,7 +73,9 @@ def interrupted_by_sigterm() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        sys.exit(128 + received[0] if received else 128 + signal.SIGINT)
+        if not received:
+            raise
+        sys.exit(128 + received[0])
     finally:
         signal.signal(signal.SIGTERM, before)
 

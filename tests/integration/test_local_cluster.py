@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from parrot_dist.errors import UserError
-from parrot_dist.local.cluster import RayHead, client_environment, ray_head, start_command
+from parrot_dist.local.cluster import LOOPBACK, RayHead, client_environment, pick_port, ray_head, start_command
 from parrot_dist.local.s3 import S3Server
 from tests.waiting import wait_until
 
@@ -87,6 +88,19 @@ def test_a_head_has_as_many_cpus_as_it_is_told_also_none(tmp_path: Path) -> None
     assert not any("--num-cpus" in word for word in start_command(str(tmp_path), None))
 
 
+def test_the_port_that_a_head_is_given_is_free_and_none_that_the_system_hands_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ports = {pick_port() for _ in range(100)}
+    assert all(1024 <= port < 32768 for port in ports)
+    assert len(ports) > 90  # two heads that start at once hardly take the same
+    taken = min(ports)
+    choices = iter([taken, *ports])
+    monkeypatch.setattr("secrets.randbelow", lambda _: next(choices) - 10000)
+    with socket.create_server((LOOPBACK, taken)):
+        assert pick_port() != taken
+
+
 def test_the_exit_code_is_the_jobs_own(ray_cluster: RayHead, tmp_path: Path) -> None:
     assert ray_cluster.submit(["python", "-c", "raise SystemExit(3)"], tmp_path, submission_id="three") == 3
     with pytest.raises(UserError, match="three"):
@@ -149,9 +163,9 @@ def test_nothing_is_left_of_a_killed_owner_and_its_job(tmp_path: Path) -> None:
             head.submit(["python", "-c", job], work)
     """
     with subprocess.Popen(python(script), env=client_environment(os.environ)) as owner:
-        wait_until(started.exists)
+        wait_until(started.exists, timeout_s=300)
         owner.kill()
-    wait_until(lambda: processes_of(tmp_path / "token") == [], timeout_s=30)
+    wait_until(lambda: processes_of(tmp_path / "token") == [])
     # The files of the dead head are all that nobody could remove.
     for scratch in set(re.findall(r"/tmp/ray-\w+", (tmp_path / "ray.log").read_text())):
         shutil.rmtree(scratch)

@@ -17,6 +17,7 @@ from parrot_dist.local.cluster import RayHead, client_environment
 from parrot_dist.local.s3 import S3Server
 from parrot_dist.training import checkpoint
 from tests.corpus import write_corpus
+from tests.faults import fault_proxy
 from tests.jobs import Driver, Material, fingerprint, settings, train_here
 from tests.keys import contents_of, holding, secret_of
 from tests.processes import cut_power, listening, running
@@ -166,10 +167,11 @@ def test_a_corpus_that_has_changed_is_refused(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_without_a_cluster_it_starts_one_of_its_own_on_loopback_and_when_its_head_is_lost_goes_on_in_another(
-    material: Material, bucket_url: str, ray_cluster: RayHead, finished_run
+    material: Material, bucket_url: str, ray_cluster: RayHead, s3: S3Server, finished_run
 ) -> None:
     words = settings(material, bucket_url, "checkpoint.every_steps=1")
-    with Driver(words, client_environment({})) as driver:
+    with fault_proxy(s3.endpoint) as proxy, Driver(words, proxy.environment()) as driver:
+        proxy.strike(r"PUT \S*/step-00000008/manifest\.json", "hold")  # so that the run is not over before the loss
         driver.wait_for("epoch 1/3  loss")
         heard = listening(driver.process.pid)
         assert any("TrainWorker" in command for command in heard.values())

@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from parrot_dist.local.cluster import ANY_PORT, LOOPBACK, SETTINGS, dashboard_in, start_command
+from parrot_dist.local.cluster import ANY_PORT, LOOPBACK, SETTINGS, dashboard_in, pick_port, start_command
 from parrot_dist.local.encoders import write_random_encoders
 from parrot_dist.local.process import child, wait_until
 from parrot_dist.local.s3 import S3Server
@@ -100,9 +99,7 @@ def worker_command(port: int, number: int) -> list[str]:
 @contextmanager
 def cluster(folder: Path, store: dict[str, str], job_folder: Path, token: dict[str, str]) -> Iterator[str]:
     """The head and the workers of the job, each in its pod; yields the dashboard's address."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port = probe.getsockname()[1]
+    port = pick_port()
     replicas = JOB["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"]
     commands = {f"workers-{number}": worker_command(port, number) for number in range(2, 2 + replicas)}
 

@@ -16,7 +16,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from parrot_dist import configuration, storage
 from parrot_dist.errors import Unreachable
-from parrot_dist.training import launch
+from parrot_dist.training import launch, monitor
 from parrot_dist.training.launch import Watch, conclude
 from parrot_dist.training.monitor import Event, Monitor
 
@@ -177,11 +177,15 @@ def test_a_stop_is_asked_for_while_somebody_is_at_work_and_nobody_is_awaited_els
     run: Run, signals: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def show(kind: str, **data: Any) -> None:
+        nonlocal now
         View.show(run.view, kind, **data)
         if kind == "start":
             signals[1].send(bytes([signal.SIGTERM]))
+        else:
+            now = 2 * launch.SILENCE_SECONDS
 
-    monkeypatch.setattr(launch, "SILENCE_SECONDS", 3.0)
+    now = 0.0
+    monkeypatch.setattr(monitor, "time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(run.view, "show", show)
     run.heard("start")
     assert str(run.watch.fit()) == "the controller was killed"
