@@ -69,14 +69,17 @@ class Data:
     )
     augment: Augment = field(default_factory=Augment)
     last_batch: str = setting("keep", "what happens to the last, smaller batch of an epoch", choices=("keep", "drop"))
-    max_seconds: float = setting(12.0, "seconds after which an utterance is cut", least=0.1)
+    max_seconds: float = setting(12.0, "seconds after which an utterance is cut", least=0.1, below=3600)
     max_broken: float = setting(
         0.01, "share of an epoch's utterances that may be unreadable before the run fails", least=0, below=1
     )
     keep_frozen: bool = setting(True, "compute what lies below the unfrozen layers once, and keep it on storage")
     cache: str = setting("", "URL where that is kept; empty: `cache` below `output`")
     node_cache_gb: float = setting(
-        0.0, "disk space of each node, in GB, in which its workers share what they read of the shards; 0: none", least=0
+        0.0,
+        "disk space of each node, in GB, in which its workers share what they read of the shards; 0: none",
+        least=0,
+        below=1e6,
     )
     node_cache: str = setting("", "folder of each node for that; empty: one below the temporary directory")
     workers: int = setting(0, "decoding processes of each worker; 0 decodes between steps, right for a laptop", least=0)

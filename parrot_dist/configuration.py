@@ -87,8 +87,8 @@ def _absolute(config: Config) -> Config:
 
 
 def absolute_place(url: str) -> str:
-    """A path as an absolute one. Anything with a colon is left for the store to understand, or to refuse."""
-    return url if ":" in url else str(Path(url).expanduser().absolute())
+    """A path as an absolute one. What begins with a name and a colon is for the store to understand, or to refuse."""
+    return url if ":" in url.partition("/")[0] else str(Path(url).expanduser().absolute())
 
 
 def absolute(branch: Branch) -> Branch:
@@ -113,7 +113,8 @@ def read_yaml(file: str) -> DictConfig:
     except Exception as error:
         raise UserError(f"{file}: not readable as YAML: {error}") from error
     if not isinstance(content, DictConfig):
-        raise UserError(f"{file}: holds a list; settings are written as key: value")
+        what = "a list" if isinstance(content, list) else repr(content)
+        raise UserError(f"{file}: holds {what}; settings are written as key: value")
     return content
 
 
@@ -136,7 +137,8 @@ def parse_word(word: str) -> DictConfig:
         if key not in _TEXTS and not key.startswith(_INTO_TEXTS):
             return OmegaConf.from_dotlist([word])
         setting = OmegaConf.create({})
-        OmegaConf.update(setting, key, _unquoted(value) if _TEXTS.get(key) == "str" else yaml.load(value, _Texts))
+        text = _TEXTS.get(key) == "str" and value.strip() not in ("null", "~")  # which are no text and will be refused
+        OmegaConf.update(setting, key, _unquoted(value.strip()) if text else yaml.load(value, _Texts))
         return setting
     except Exception as error:
         raise UserError(f"{word}: {error}") from error
@@ -144,8 +146,11 @@ def parse_word(word: str) -> DictConfig:
 
 def _parse(text: str) -> Any:
     """The tree in YAML, with texts where the schema wants some."""
-    tree, texts = OmegaConf.create(text), yaml.load(text, _Texts)
-    for key, value in _leaves(texts).items() if isinstance(texts, dict) else ():
+    texts = yaml.load(text, _Texts)
+    if not isinstance(texts, dict):
+        return OmegaConf.create({}) if texts is None else texts
+    tree = OmegaConf.create(text)
+    for key, value in _leaves(texts).items():
         if key in _TEXTS:
             OmegaConf.update(tree, key, value, merge=False)
     return tree

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -14,7 +13,7 @@ from typing import Any
 class About:
     """The meaning of a setting and what its value may be; None and () set no bound.
 
-    A setting with `choices` that holds a list takes any of them. A number that has a bound is finite.
+    A setting with `choices` that holds a list takes any of them.
     """
 
     meaning: str = ""
@@ -36,21 +35,12 @@ class About:
 
     def holds(self, value: Any) -> bool:
         """Whether `value`, of the setting's type, keeps the bounds."""
-        bounded = self.above is not None or self.least is not None or self.below is not None
         return (
             (not self.choices or {*(value if isinstance(value, list) else [value])} <= {*self.choices})
             and (self.above is None or value > self.above)
             and (self.least is None or value >= self.least)
             and (self.below is None or value < self.below)
-            and (not bounded or value < math.inf)
         )
-
-    def complaint(self, value: Any) -> str:
-        """What `value` must be and is not, for example "must be above 0"; empty where it keeps the bounds."""
-        if self.holds(value):
-            return ""
-        finite = not isinstance(value, float) or math.isfinite(value)
-        return f"must be {self.allowed}" + ("" if finite else " and finite")
 
 
 def setting(
@@ -72,8 +62,11 @@ def setting(
 def out_of_bounds(values: Any) -> list[str]:
     """The settings of `values`, of a class of the schema, that do not keep their bounds, as `key: must be ...`."""
     settings = [item for section in sections(type(values)) for item in section.settings]
-    complaints = ((item.key, item.about.complaint(attrgetter(item.key)(values))) for item in settings)
-    return [f"{key}: {complaint}" for key, complaint in complaints if complaint]
+    return [
+        f"{item.key}: must be {item.about.allowed}"
+        for item in settings
+        if not item.about.holds(attrgetter(item.key)(values))
+    ]
 
 
 @dataclass(frozen=True)

@@ -217,15 +217,19 @@ def _walk(folder: str) -> dict[str, dict[str, Any]]:
     """
 
     def refuse(error: OSError) -> None:
-        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):  # deleted since it was seen; a file
+        private = isinstance(error, PermissionError) and error.filename != folder  # as lost+found at a disk's root
+        if not private and not isinstance(error, (FileNotFoundError, NotADirectoryError)):  # deleted since; a file
             raise error
 
     found = {}
     for place, _, names in os.walk(folder, onerror=refuse):
         for path in (posixpath.join(place, name) for name in names):
             size = 0
-            with suppress(FileNotFoundError):  # a link that leads nowhere; or deleted since
+            try:
                 size = os.stat(path).st_size
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ELOOP):  # a link that leads nowhere; or deleted since
+                    raise
             found[path] = {"name": path, "size": size}
     return found
 

@@ -55,8 +55,8 @@ def parse(words: list[str]) -> Settings:
     faults += [f"{key}=... must be given" for key in sorted(OmegaConf.missing_keys(settings))]
     for item in _items():
         chosen = None if OmegaConf.is_missing(settings, item.key) else settings[item.key]
-        if chosen is not None and (complaint := item.about.complaint(chosen)):
-            faults.append(f"{item.key}={chosen}: {complaint}")
+        if chosen is not None and not item.about.holds(chosen):
+            faults.append(f"{item.key}={chosen}: must be {item.about.allowed}")
     if faults:
         raise UserError("the settings cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
     parsed = cast(Settings, OmegaConf.to_object(settings))

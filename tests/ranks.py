@@ -52,7 +52,7 @@ class Listener:
 def run_rank(rank: int, world: int, store: str, text: str, stop_at: int | None, results: Any) -> None:
     """One process: train, then hand over how it ended and what it said."""
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=300)
     )
     listener, how = Listener(stop_at), "finished"
     try:

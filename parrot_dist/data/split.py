@@ -35,14 +35,11 @@ def split_rows(index: Index, rows: Rows, split: Split, seed: int) -> Parts:
     never heard in both; the corpus's own folds may still share speakers with each other.
 
     Raises:
-        UserError: there are not enough speakers to fill each part of each fold, or the corpus has no folds of its own.
+        UserError: there are not enough speakers to fill every part, or the corpus has no folds of its own.
     """
-    speaker_of = np.array([f"{index.corpus[row]}/{index.speaker[row]}" for row in rows.tolist()], object)
-    if split.by == "utterances":  # each as if somebody else had said it
-        speaker_of = index.key[rows]
+    # By utterances, each is as if somebody else had said it.
+    speaker_of = index.key[rows] if split.by == "utterances" else _speakers(index, rows)
     fold_of = _deal(speaker_of, index.language[rows], split.folds, seed)
-    if split.by != "corpus":
-        _refuse_too_few(len(fold_of), split)
     if split.by == "corpus":
         part_of = _official_parts(index.fold[rows], split.fold)
     else:
@@ -52,10 +49,12 @@ def split_rows(index: Index, rows: Rows, split: Split, seed: int) -> Parts:
         held_out = _every_nth([name for name in fold_of if name in training], split.validation)
         part_of[(part_of == "train") & np.isin(speaker_of, held_out)] = "validation"
     parts = [np.sort(rows[part_of == part]) for part in ("train", "validation", "test")]
-    if not all(len(part) for part in parts):  # of the corpus's own; those that are dealt were counted before
+    if not all(len(part) for part in parts) and split.by == "corpus":
         raise UserError(
             "data.split.by: no second speaker of the corpus's own training part can be held out to validate"
         )
+    if not all(len(part) for part in parts):
+        raise _too_few(len(fold_of), split)
     return Parts(*parts)
 
 
@@ -63,23 +62,30 @@ def count_folds(index: Index, rows: Rows, split: Split) -> int:
     """How many folds a cross-validation over `rows` has: `split.folds`, or as many as the corpus says.
 
     Raises:
-        UserError: the corpus was to say, and has no folds of its own.
+        UserError: the corpus was to say, and has no folds of its own; or one of them would lack a part, though others
+            may have all.
     """
-    if split.by != "corpus":
-        return split.folds
-    names = _official_names(index.fold[rows])
-    return 1 if _is_partition(names) else len(names)
-
-
-def _refuse_too_few(dealt: int, split: Split) -> None:
-    """Return if so many speakers (or utterances) fill every fold, and in each leave two, to train and to validate."""
+    if split.by == "corpus":
+        names = _official_names(index.fold[rows])
+        return 1 if _is_partition(names) else len(names)
+    dealt = len(set((index.key[rows] if split.by == "utterances" else _speakers(index, rows)).tolist()))
     largest = -(-dealt // split.folds)
-    if dealt >= split.folds and dealt - largest >= 2:
-        return
+    if dealt < split.folds or dealt - largest < 2:  # one trains, one validates
+        raise _too_few(dealt, split)
+    return split.folds
+
+
+def _speakers(index: Index, rows: Rows) -> Strings:
+    """Who speaks in each of `rows`; a name belongs to its corpus."""
+    return np.array([f"{index.corpus[row]}/{index.speaker[row]}" for row in rows.tolist()], object)
+
+
+def _too_few(dealt: int, split: Split) -> UserError:
+    """So many speakers, or utterances, do not fill the parts of the folds."""
     advice = "use data.split.by=utterances" if split.by == "speakers" else "it takes three at least"
     if dealt >= 3:
         advice = f"use data.split.folds={dealt}"
-    raise UserError(f"data.split: {dealt} {split.by} cannot fill {split.folds} folds and a validation part; {advice}")
+    return UserError(f"data.split: {dealt} {split.by} cannot fill {split.folds} folds and a validation part; {advice}")
 
 
 def _official_parts(fold_of: Strings, fold: int) -> Strings:

@@ -56,7 +56,7 @@ def s3_server(folder: Path, bucket: str = "parrot") -> Iterator[S3Server]:
     address.unlink(missing_ok=True)
     command = [sys.executable, "-m", "parrot_dist.local.s3", str(folder), "--bucket", bucket]
     with child(command, os.environ, log) as process:
-        wait_until(address.exists, process, log, timeout_s=30)
+        wait_until(address.exists, process, log, timeout_s=120)
         endpoint = address.read_text()
         yield S3Server(endpoint, bucket, client_env(folder, endpoint))
 

@@ -94,8 +94,10 @@ def save(run_url: str, manifest: Manifest, parts: Mapping[str, bytes], fence: Ca
     takes over between the two is not noticed: stores make no write depend on another object.)
     """
     url = storage.join(run_url, FOLDER, f"step-{manifest.step:08d}")
-    if _read_manifest(url) is not None:  # of a run that was stopped before it had validated this step: it is needed yet
-        url += "-again"
+    again = f"{url}-again"
+    # Of a run that was stopped before it had validated this step: it is needed yet. Or one of the two is damaged.
+    if _read_manifest(url) is not None or _read_manifest(again) is not None:
+        url = again
     fence()
     storage.delete(storage.join(url, MANIFEST))  # an older try must not vouch for the new parts
     _write_parts(url, replace(manifest, files={}), parts, fence)

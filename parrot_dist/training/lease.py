@@ -86,8 +86,9 @@ class Claim:
         Raises:
             UserError, OSError: the store does not say.
         """
-        newest = _newest(self.run_url)
-        holder = _read(self.run_url, newest) if newest >= 0 else None
+        newest, holder = _held(self.run_url)
+        if holder is None and newest >= 0:  # deleted since, by a driver that has a higher number
+            newest, holder = _held(self.run_url)
         if holder is None:
             return (
                 f"{_place(self.run_url, self.number)}: this driver's lease is gone: the run's folder or its bucket was "
@@ -213,6 +214,12 @@ def _place(run_url: str, number: int) -> str:
 def _newest(run_url: str) -> int:
     """The highest number; -1 if there is none."""
     return max(_numbers(run_url), default=-1)
+
+
+def _held(run_url: str) -> tuple[int, Holder | None]:
+    """The highest number, and who holds it; None if there is none, or it was deleted meanwhile."""
+    newest = _newest(run_url)
+    return newest, _read(run_url, newest) if newest >= 0 else None
 
 
 def _numbers(run_url: str) -> list[int]:

@@ -292,6 +292,7 @@ class Loop:
             )
 
     def _end_epoch(self) -> None:
+        self._heed_notice()  # while it is validated nobody asks
         record = self._validate()
         if record is None:  # all steps of the epoch are taken: what goes on from here begins by validating it
             self._leave()

@@ -47,13 +47,14 @@ def fill_table(experiments: list[Experiment]) -> None:
     tasks = [open_task(one.config) for one in experiments]
     for task in tasks:
         check_task(task)
+    folds = [task.folds for task in tasks]
     scale = experiments[0].config.scale
     with connect(), interrupted_by_sigterm():
         embeddings = embed_all(experiments)
         works = [
             Work.of(cell, one, embeddings)
-            for one, task in zip(experiments, tasks, strict=True)
-            for cell in cells_of(one, task.folds)
+            for one, count in zip(experiments, folds, strict=True)
+            for cell in cells_of(one, count)
         ]
         done = storage.list_files(storage.join(output, FOLDER))
         missing = [work for work in works if work.file not in done]

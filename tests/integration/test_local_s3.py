@@ -38,7 +38,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Use]:
 
 def answers(endpoint: str) -> bool:
     try:
-        urllib.request.urlopen(endpoint, timeout=5)
+        urllib.request.urlopen(endpoint, timeout=60)
     except urllib.error.HTTPError:
         return True  # refused, but by somebody
     except OSError:
@@ -149,7 +149,7 @@ def test_two_servers_know_nothing_of_each_other(s3: S3Server, bucket_url: str, t
 def test_a_second_server_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     with s3_server(tmp_path):
         command = [sys.executable, "-m", "parrot_dist.local.s3", str(tmp_path)]
-        second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        second = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert second.returncode == 2
     assert "another S3 server" in second.stderr
 

@@ -83,7 +83,7 @@ def test_a_cluster_makes_the_same_bytes_and_goes_on_where_a_build_was_cut_off(
     storage.delete(f"{bucket_url}/shards/building/shard-000001.tar.json")
     storage.delete(f"{bucket_url}/shards/shard-000003.tar")
     command = [sys.executable, "-m", "shards.build", *words]
-    done = subprocess.run(command, env=client_environment(ray_cluster.env), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=client_environment(ray_cluster.env), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     assert f"72 clips, 0.00 hours, 3 speakers, {len(made.shard_sizes)} shards" in done.stdout
     files = storage.list_files(f"{bucket_url}/shards")

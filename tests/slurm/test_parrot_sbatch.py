@@ -13,8 +13,8 @@ import pytest
 from tests.slurm.lab import Job, Lab
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(600)
-EPOCHS, STEPS = 3, 18  # long enough to be disturbed twice
+pytestmark = pytest.mark.timeout(1200)
+EPOCHS, STEPS = 6, 36  # long enough to be disturbed twice, also where a look at it takes seconds
 FOLD = 1
 RUNS = "s3://parrot/runs"
 MATERIAL = f"""

@@ -151,9 +151,14 @@ def test_what_is_saved_again_takes_the_place_of_a_damaged_one_of_its_step(run: s
     spoil(checkpoint.save(run, manifest(2, 0.2), PARTS), "state.pt")
     again = checkpoint.save(run, manifest(2, 0.2), PARTS)
     assert checkpoint.best(run).url == checkpoint.locate(run).url == again
-    checkpoint.retain(run, 2, 2)
-    assert [found.url for found in checkpoint.find_all(run)][1:] == [again]
-    assert steps(run) == [1, 2]
+    for _ in range(2):
+        checkpoint.retain(run, 2, 2)
+        assert [found.url for found in checkpoint.find_all(run)][1:] == [again]
+        assert steps(run) == [1, 2]
+        assert checkpoint.newest_intact(run).url == again
+        spoil(again, "state.pt")  # now the other one is not there any more
+        assert checkpoint.newest_intact(run).manifest.step == 1
+        assert checkpoint.save(run, manifest(2, 0.2), PARTS) == again
 
 
 def test_what_one_listing_has_as_torn_and_the_next_as_whole_is_kept(run: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,3 +199,12 @@ def test_a_driver_that_was_taken_for_dead_leaves_the_lease_of_the_one_that_has_i
     assert storage.find_bytes(place) == LATER.dump()
     Lease(str(tmp_path), 0, LATER).release()
     assert storage.find_bytes(place) is None
+
+
+def test_a_look_while_another_driver_takes_over_finds_that_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = str(tmp_path)
+    held = Lease(run, 0, replace(LATER, token="first"))
+    storage.write_bytes(storage.join(run, FOLDER, "00000001.json"), LATER.dump())
+    numbers = iter([0, 1])  # the first is deleted before it is read
+    monkeypatch.setattr(lease, "_newest", lambda _: next(numbers))
+    assert "is being trained by process 7 on node-9" in str(held.claim.loss())

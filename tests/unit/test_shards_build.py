@@ -148,7 +148,7 @@ def test_the_help_has_every_setting_with_type_default_and_meaning(monkeypatch, c
         (["corpus=folder", "source=/nowhere/at/all", "out=x"], "no files"),
         (["corpus=folder", "source={corpus}", "out=x", "shard_mb=big"], "shard_mb=big"),
         (["corpus=folder", "source={corpus}", "out=x", "shard_mb=0"], "above 0"),
-        (["corpus=folder", "source={corpus}", "out=x", "shard_mb=inf"], "must be above 0 and finite"),
+        (["corpus=folder", "source={corpus}", "out=x", "shard_mb=nan"], "must be above 0"),
         (["corpus=folder", "source={corpus}", "out=x", "seed=-1"], "seed=-1: must be 0 or more"),
         (["corpus=folder", "source={corpus}", "out=x", "normalise=loud"], "must be one of peak, none"),
         (["corpus=folder", "source={corpus}", "out=s3:/bucket/x"], "write it with two slashes and a bucket"),

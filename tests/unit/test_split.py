@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -73,12 +74,15 @@ def test_too_few_speakers_are_refused() -> None:
     st.sampled_from(["speakers", "utterances"]),
     st.integers(0, 100),
 )
-def test_all_folds_are_refused_alike_or_have_all_their_parts_and_the_advice_can_be_followed(
+def test_a_cross_validation_is_refused_before_it_begins_or_all_its_folds_have_all_their_parts(
     speakers: int, folds: int, share: float, by: str, seed: int
 ) -> None:
     index = official([""] * speakers)
     index = replace(index, key=index.speaker, language=np.resize(np.array(["de", "en", "en"], object), speakers))
-    (refusal,) = {refused(index, Split(by, folds, fold, share), seed) for fold in range(folds)}
+    everyone = np.arange(speakers)
+    refusal = why(lambda: count_folds(index, everyone, Split(by, folds, 0, share)))
+    refusals = {refused(index, Split(by, folds, fold, share), seed) for fold in range(folds)} - {""}
+    assert refusals == ({refusal} if refusal else set())
     advice = re.search(r"folds=(\d+)", refusal)
     assert bool(advice) == (refusal != "" and speakers >= 3)
     if advice:
@@ -88,11 +92,20 @@ def test_all_folds_are_refused_alike_or_have_all_their_parts_and_the_advice_can_
 
 def refused(index: Index, split: Split, seed: int) -> str:
     """Why; empty where there is something in each part."""
-    try:
+
+    def check() -> None:
         parts = split_all(index, split, seed)
+        assert all(len(rows) for rows in (parts.train, parts.validation, parts.test))
+
+    return why(check)
+
+
+def why(call: Callable[[], object]) -> str:
+    """With what message `call` is refused; empty if it is not."""
+    try:
+        call()
     except UserError as error:
         return str(error)
-    assert all(len(rows) for rows in (parts.train, parts.validation, parts.test))
     return ""
 
 

@@ -71,6 +71,23 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
         storage.list_files(str(tmp_path))
 
 
+def test_what_lies_in_a_folder_of_somebody_else_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_bytes(str(tmp_path / "a"), b"12")
+    storage.write_bytes(str(tmp_path / "lost+found" / "b"), b"12")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    scandir = os.scandir
+
+    def refuse(folder: str) -> object:
+        if str(folder).endswith("lost+found"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert storage.list_files(str(tmp_path)) == {"a": 2, "loop": 0}
+    with pytest.raises(UserError, match="Permission denied"):
+        storage.list_files(str(tmp_path / "lost+found"))
+
+
 def test_a_version_changes_with_the_content_also_behind_a_link(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "kept" / "a"), b"12")
     (tmp_path / "seen").mkdir()

@@ -16,7 +16,7 @@ def test_kernels_compute_in_the_interpreter_what_torch_does():
     """In a process of its own, since Triton looks at the variable when the kernels are imported."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(INTERPRETED)]
     env = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"} | {"TRITON_INTERPRET": "1"}
-    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=250)
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
