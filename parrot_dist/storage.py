@@ -194,7 +194,10 @@ def list_files(url: str) -> dict[str, int]:
 
 def list_versions(url: str) -> dict[str, tuple[int, str]]:
     """As `list_files`, each size with a mark that another content of the object changes, even one of the same size."""
-    return {name: (int(info["size"] or 0), _mark(info)) for name, info in _list(url).items()}
+    return {
+        name: (int(info["size"] or 0), str(info.get("ETag", info.get("changed", ""))))
+        for name, info in _list(url).items()
+    }
 
 
 def _list(url: str) -> dict[str, dict[str, Any]]:
@@ -211,7 +214,7 @@ def _list(url: str) -> dict[str, dict[str, Any]]:
 
 
 def _walk(folder: str) -> dict[str, dict[str, Any]]:
-    """Path -> name and size of every file below a local folder, links to files included.
+    """Path -> size, and time of the last change, of every file below a local folder, links to files included.
 
     fsspec's `find` takes a folder that cannot be read for one that is not there: a run would begin anew.
     """
@@ -221,27 +224,17 @@ def _walk(folder: str) -> dict[str, dict[str, Any]]:
         if not private and not isinstance(error, (FileNotFoundError, NotADirectoryError)):  # deleted since; a file
             raise error
 
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for place, _, names in os.walk(folder, onerror=refuse):
         for path in (posixpath.join(place, name) for name in names):
-            size = 0
             try:
-                size = os.stat(path).st_size
+                stat = os.stat(path)
+                found[path] = {"size": stat.st_size, "changed": stat.st_mtime_ns}
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ELOOP):  # a link that leads nowhere; or deleted since
                     raise
-            found[path] = {"name": path, "size": size}
+                found[path] = {"size": 0, "changed": ""}
     return found
-
-
-def _mark(info: dict[str, Any]) -> str:
-    """The entity tag of an object, the time of the last change of a file; "" for a link that leads nowhere."""
-    if "ETag" in info:
-        return str(info["ETag"])
-    try:
-        return str(Path(info["name"]).stat().st_mtime_ns)  # fsspec has that of a link, and rounds it
-    except OSError:
-        return ""
 
 
 def exists(url: str) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +32,23 @@ def empty(samples: int) -> Waveform:
     return np.empty(samples, np.float32)
 
 
+@contextmanager
+def opened(file: BinaryIO | Path) -> Iterator[Any]:
+    """A file as libsndfile reads it, as long as the block lasts.
+
+    Raises:
+        ValueError: no audio, also where that shows in the block; or its length is not known.
+    """
+    try:
+        with soundfile.SoundFile(file) as sound:
+            if sound.frames == UNKNOWN_FRAMES:
+                raise ValueError("its header does not say how long it is; encode it again")
+            yield sound
+    except soundfile.SoundFileError as error:
+        reason = getattr(error, "error_string", "unknown format").rstrip(".")
+        raise ValueError(f"not a readable audio file ({reason})") from error
+
+
 def decode(data: bytes, memory: Memory = empty) -> Waveform:
     """The waveform (N,) in the bytes of an audio file: FLAC, WAV or whatever else libsndfile reads.
 
@@ -38,22 +58,16 @@ def decode(data: bytes, memory: Memory = empty) -> Waveform:
     Raises:
         ValueError: no audio, empty, over an hour or too large (also when only its header says so), or not finite.
     """
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            rate = int(file.samplerate)
-            if file.frames == UNKNOWN_FRAMES:
-                raise ValueError("its header does not say how long it is; encode it again")
-            described = f"{file.frames} frames of {file.channels} channels at {rate} Hz"
-            if file.frames > MAX_SECONDS * rate:
-                raise ValueError(f"{described} are over an hour")
-            if file.frames * file.channels > MAX_VALUES:
-                raise ValueError(f"{described} are over {MAX_VALUES} values; cut the file into shorter ones")
-            as_it_is = file.channels == 1 and rate == SAMPLE_RATE
-            frames = file.read(dtype="float32", out=memory(file.frames) if as_it_is else None)
-            integers = file.subtype.startswith("PCM")
-    except soundfile.SoundFileError as error:
-        reason = getattr(error, "error_string", "unknown format").rstrip(".")
-        raise ValueError(f"not a readable audio file ({reason})") from error
+    with opened(io.BytesIO(data)) as file:
+        rate = int(file.samplerate)
+        described = f"{file.frames} frames of {file.channels} channels at {rate} Hz"
+        if file.frames > MAX_SECONDS * rate:
+            raise ValueError(f"{described} are over an hour")
+        if file.frames * file.channels > MAX_VALUES:
+            raise ValueError(f"{described} are over {MAX_VALUES} values; cut the file into shorter ones")
+        as_it_is = file.channels == 1 and rate == SAMPLE_RATE
+        frames = file.read(dtype="float32", out=memory(file.frames) if as_it_is else None)
+        integers = file.subtype.startswith("PCM")
     waveform: Waveform = frames if frames.ndim == 1 else frames.mean(axis=1, dtype=np.float32)
     if rate != SAMPLE_RATE:
         waveform = soxr.resample(waveform, rate, SAMPLE_RATE)

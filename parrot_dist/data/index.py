@@ -103,6 +103,10 @@ class Index:
     def __len__(self) -> int:
         return len(self.key)
 
+    def speakers(self, rows: Integers) -> list[str]:
+        """Who speaks in each of `rows`; a name belongs to its corpus."""
+        return [f"{self.corpus[row]}/{self.speaker[row]}" for row in rows.tolist()]
+
 
 def read_index(url: str) -> Index:
     """The index of the corpus at `url`.

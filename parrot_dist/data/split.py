@@ -37,8 +37,7 @@ def split_rows(index: Index, rows: Rows, split: Split, seed: int) -> Parts:
     Raises:
         UserError: there are not enough speakers to fill every part, or the corpus has no folds of its own.
     """
-    # By utterances, each is as if somebody else had said it.
-    speaker_of = index.key[rows] if split.by == "utterances" else _speakers(index, rows)
+    speaker_of = _dealt(index, rows, split)
     fold_of = _deal(speaker_of, index.language[rows], split.folds, seed)
     if split.by == "corpus":
         part_of = _official_parts(index.fold[rows], split.fold)
@@ -68,16 +67,16 @@ def count_folds(index: Index, rows: Rows, split: Split) -> int:
     if split.by == "corpus":
         names = _official_names(index.fold[rows])
         return 1 if _is_partition(names) else len(names)
-    dealt = len(set((index.key[rows] if split.by == "utterances" else _speakers(index, rows)).tolist()))
+    dealt = len(set(_dealt(index, rows, split).tolist()))
     largest = -(-dealt // split.folds)
     if dealt < split.folds or dealt - largest < 2:  # one trains, one validates
         raise _too_few(dealt, split)
     return split.folds
 
 
-def _speakers(index: Index, rows: Rows) -> Strings:
-    """Who speaks in each of `rows`; a name belongs to its corpus."""
-    return np.array([f"{index.corpus[row]}/{index.speaker[row]}" for row in rows.tolist()], object)
+def _dealt(index: Index, rows: Rows, split: Split) -> Strings:
+    """The speaker of each of `rows`; by utterances, each is as if somebody else had said it."""
+    return index.key[rows] if split.by == "utterances" else np.array(index.speakers(rows), object)
 
 
 def _too_few(dealt: int, split: Split) -> UserError:

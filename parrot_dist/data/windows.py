@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import soundfile
 import soxr
 
 from parrot_dist import storage
-from parrot_dist.data.audio import SAMPLE_RATE, UNKNOWN_FRAMES, Waveform
+from parrot_dist.data.audio import SAMPLE_RATE, Waveform, opened
 from parrot_dist.errors import UserError
 
 BLOCK_VALUES = 2**18  # decoded at once, over all channels: some seconds of speech, a megabyte
@@ -26,18 +25,15 @@ def read_blocks(url: str) -> Iterator[Waveform]:
     """
     with storage.temporary_copy(url) as path:
         try:
-            with soundfile.SoundFile(path) as file:
-                if file.frames == UNKNOWN_FRAMES:
-                    raise UserError(f"{url}: its header does not say how long it is; encode it again")
+            with opened(path) as file:
                 if not file.frames:
-                    raise UserError(f"{url}: the audio is empty")
+                    raise ValueError("the audio is empty")
                 for block in _mono_16k(file):
                     if not np.isfinite(block).all():
-                        raise UserError(f"{url}: the audio holds values that are not finite")
+                        raise ValueError("the audio holds values that are not finite")
                     yield block
-        except soundfile.SoundFileError as error:
-            reason = getattr(error, "error_string", "unknown format").rstrip(".")
-            raise UserError(f"{url}: not a readable audio file ({reason})") from error
+        except ValueError as error:
+            raise UserError(f"{url}: {error}") from error
 
 
 def cut(blocks: Iterable[Waveform], size: int, hop: int) -> Iterator[tuple[int, Waveform]]:

@@ -77,7 +77,9 @@ def interrupted_by_sigterm() -> Iterator[None]:
             raise
         sys.exit(128 + received[0])
     except SystemExit as end:  # with the number of the signal alone, from a handler that Ray puts in this one's place
-        sys.exit(128 + signal.SIGTERM if end.code == signal.SIGTERM else end.code)
+        if end.code != signal.SIGTERM:
+            raise
+        sys.exit(128 + signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
 

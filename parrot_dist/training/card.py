@@ -58,13 +58,12 @@ def _spoken(found: Found, config: Config) -> Spoken | None:
         check_corpus(task, found)
     except UserError:
         return None
-    train, index = task.parts.train, task.index
-    trained, tested = (set(task.speakers(rows)) for rows in (train, task.parts.test))
+    train, test, index = task.parts.train, task.parts.test, task.index
     return Spoken(
         len(train),
-        len(trained),
-        len(tested),
-        len(trained & tested),
+        len(set(task.speakers(train))),
+        len(set(task.speakers(test))),
+        task.known_speakers(test),
         float(index.samples[train].sum()) / SAMPLE_RATE / 3600,
         sorted(set(index.corpus[train].tolist())),
         sorted(set(index.language[train].tolist())),

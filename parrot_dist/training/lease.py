@@ -117,18 +117,18 @@ class Lease:
     def __init__(self, run_url: str, number: int, holder: Holder) -> None:
         self.lost: str | None = None
         self.claim = Claim(run_url, number, holder.token)
-        self._run_url, self._number, self._holder = run_url, number, holder
+        self._place, self._holder = _place(run_url, number), holder
 
     def renew(self, beats: int) -> None:
         """Say that the driver lives."""
         self.lost = self.claim.loss()
         if not self.lost:
-            storage.write_bytes(_place(self._run_url, self._number), replace(self._holder, beats=beats).dump())
+            storage.write_bytes(self._place, replace(self._holder, beats=beats).dump())
 
     def release(self) -> None:
         """Let the next driver in at once, unless it is there: it may have this one's number."""
         if self.claim.loss() is None:
-            storage.delete(_place(self._run_url, self._number))
+            storage.delete(self._place)
 
 
 @contextmanager

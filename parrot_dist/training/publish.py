@@ -104,7 +104,7 @@ def _report(
         checkpoint=subject.found.url,
         classes=task.config.data.classes,
         split=split,
-        known_speakers=len(set(task.speakers(embedded.rows)) & set(task.speakers(task.parts.train))),
+        known_speakers=task.known_speakers(embedded.rows),
         results=[evaluation.result(task, mode) for mode in modes],
         against=against,
         prosody=score_prosody(task, embedded, place) if embedded.prosody.size else None,

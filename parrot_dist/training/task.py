@@ -57,7 +57,11 @@ class Task:
 
     def speakers(self, rows: Rows) -> list[str]:
         """Who speaks in each of `rows`; a name belongs to its corpus."""
-        return [f"{self.index.corpus[row]}/{self.index.speaker[row]}" for row in rows]
+        return self.index.speakers(rows)
+
+    def known_speakers(self, rows: Rows) -> int:
+        """How many of those who speak in `rows` are training speakers."""
+        return len(set(self.speakers(rows)) & set(self.speakers(self.parts.train)))
 
     @property
     def folds(self) -> int:

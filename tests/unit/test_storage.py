@@ -55,18 +55,23 @@ def test_listing_names_sizes_below_a_place(tmp_path: Path) -> None:
     assert not storage.exists(str(tmp_path / "a"))
 
 
+def fail_to_list(monkeypatch: pytest.MonkeyPatch, folder: Path, number: int) -> None:
+    """Let the system answer with error `number` where it is asked for what lies in `folder`."""
+    scandir = os.scandir
+
+    def fail(place: str) -> object:
+        if Path(place) == folder:
+            raise OSError(number, os.strerror(number), str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", fail)
+
+
 def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage.write_bytes(str(tmp_path / "a" / "b"), b"12")
-    scandir = os.scandir
-
-    def stale(folder: str) -> object:
-        if str(folder).endswith("/a"):
-            raise OSError(errno.ESTALE, "Stale file handle")
-        return scandir(folder)
-
-    monkeypatch.setattr(os, "scandir", stale)
+    fail_to_list(monkeypatch, tmp_path / "a", errno.ESTALE)
     with pytest.raises(OSError, match="Stale file handle"):
         storage.list_files(str(tmp_path))
 
@@ -75,14 +80,7 @@ def test_what_lies_in_a_folder_of_somebody_else_is_not_listed(tmp_path: Path, mo
     storage.write_bytes(str(tmp_path / "a"), b"12")
     storage.write_bytes(str(tmp_path / "lost+found" / "b"), b"12")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    scandir = os.scandir
-
-    def refuse(folder: str) -> object:
-        if str(folder).endswith("lost+found"):
-            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
-        return scandir(folder)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    fail_to_list(monkeypatch, tmp_path / "lost+found", errno.EACCES)
     assert storage.list_files(str(tmp_path)) == {"a": 2, "loop": 0}
     with pytest.raises(UserError, match="Permission denied"):
         storage.list_files(str(tmp_path / "lost+found"))
